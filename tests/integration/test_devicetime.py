@@ -3,7 +3,7 @@
 
 from datetime import datetime, timedelta
 
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe.pod_status import parse_time
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import RepeatedTraining, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason

@@ -4,7 +4,7 @@
 import json
 from base64 import b64decode
 
-from finetune_operator.observe.peerpods import index_of
+from finetune_operator.observe.pod_status import index_of
 from finetune_trainer.contract.vocabulary import ExitCode
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests

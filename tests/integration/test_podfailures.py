@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from finetune_operator.observe.lostnodes import OUT_OF_SERVICE
+from finetune_operator.observe.pod_termination import OUT_OF_SERVICE
 from finetune_operator.reconcile.inputs.secondaries import SHARED_SECONDS
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of

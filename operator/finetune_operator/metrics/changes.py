@@ -20,9 +20,8 @@ from finetune_operator.metrics.counters import (
     RolloutResult,
     StageOutcome,
 )
-from finetune_operator.observe.podends import PodOutcome, cause_of_end
-from finetune_operator.observe.podstatus import has_ended
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe.pod_status import has_ended, parse_time
+from finetune_operator.observe.pod_termination import PodOutcome, cause_of_end
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import ConditionType, Reason

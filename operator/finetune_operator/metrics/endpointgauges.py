@@ -12,7 +12,7 @@ from finetune_operator.metrics.objectstatus import (
     object_status,
     true_reason,
 )
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe.pod_status import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
 from finetune_operator.status.reasons import ConditionType, Reason

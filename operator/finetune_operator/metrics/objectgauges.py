@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from finetune_operator.metrics.budgetgauges import budget_gauge, used_shares, waiting_gauge
 from finetune_operator.metrics.endpointgauges import endpoint_gauges, is_troubled
 from finetune_operator.metrics.objectstatus import object_names, object_status, true_reason
-from finetune_operator.observe.stagetimes import container_state, parse_time
+from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 

@@ -22,8 +22,8 @@ from finetune_operator.engine.resources import (
 )
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
-from finetune_operator.observe.peerpods import INDEX
-from finetune_operator.observe.queueposition import UNKNOWN
+from finetune_operator.observe.admission import UNKNOWN
+from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.secondaries import JOB_UID as WORKLOAD_JOB
 from finetune_operator.reconcile.inputs.secondaries import LookedUp

@@ -15,7 +15,7 @@ from finetune_operator.api.compute_profile import (
     BudgetUsage,
     ComputeProfile,
 )
-from finetune_operator.observe.poduse import PodUse
+from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.reconcile.computeprofile.accounting import (
     LAG,
     MAX_PASS_SECONDS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observe.poduse import PodUse, use_of
+from finetune_operator.observe.device_usage import PodUse, use_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.deviceuse import KEPT, DeviceUse
 

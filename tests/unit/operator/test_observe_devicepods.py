@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observe.devicepods import (
+from finetune_operator.observe.device_usage import (
     HELD,
     DeviceState,
     device_state,

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.engine.resources import EVENT
-from finetune_operator.observe.missingpods import RECHECK_SECONDS
+from finetune_operator.observe.job_problems import RECHECK_SECONDS
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.registry import RECONCILERS
 from tests.unit.operator.memorycluster import MemoryCluster, at

@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observe.lostnodes import NODE_REPORT_TIMEOUT, node_trouble, until_overdue
-from finetune_operator.observe.podfailures import disruption, failure
-from finetune_operator.observe.podstarts import start_trouble, without_node_counts
-from finetune_operator.observe.servingpods import is_replaced, serving_trouble
+from finetune_operator.observe.deployments import is_replaced, serving_trouble
+from finetune_operator.observe.pod_startup import start_trouble, without_node_counts
+from finetune_operator.observe.pod_termination import (
+    NODE_REPORT_TIMEOUT,
+    disruption,
+    failure,
+    node_trouble,
+    until_overdue,
+)
 from finetune_operator.plan import Manifest
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)

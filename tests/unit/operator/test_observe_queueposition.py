@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.engine.resources import PENDING_WORKLOADS
 from finetune_operator.manifests.queueing import QUEUE_LABEL
-from finetune_operator.observe.queueposition import QueuePosition, slim_summary
+from finetune_operator.observe.admission import QueuePosition, slim_summary
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.platform.queues import admission_needs
 from tests.unit.operator.endpoints import EndpointCluster, rolling, serving_pod

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.api.stage_status import MAX_ENDED_PODS, LostDeviceTime, StageUsage
-from finetune_operator.observe.peerpods import INDEX
-from finetune_operator.observe.podends import with_ended
-from finetune_operator.observe.stageusage import open_device_seconds, stage_usage, sum_lost, with_lost
+from finetune_operator.observe.pod_status import INDEX
+from finetune_operator.observe.pod_termination import with_ended
+from finetune_operator.observe.stage_usage import open_device_seconds, stage_usage, sum_lost, with_lost
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import ExitCode
 

@@ -11,8 +11,8 @@ from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatu
 from finetune_operator.api.finetune_job_status import ProgressStatus
 from finetune_operator.api.meta import ReservedValues
 from finetune_operator.api.stage_status import Cost, StageUsage
-from finetune_operator.observe.stagetimes import Price, with_cost
-from finetune_operator.observe.stageusage import finished_stage, stage_usage
+from finetune_operator.observe.pod_status import Price, with_cost
+from finetune_operator.observe.stage_usage import finished_stage, stage_usage
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented

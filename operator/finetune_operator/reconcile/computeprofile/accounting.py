@@ -20,7 +20,7 @@ from finetune_operator.api.compute_profile import (
     ComputeProfile,
     DeviceBudget,
 )
-from finetune_operator.observe.poduse import PodUse
+from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.reconcile.platform.budgets import period_of
 
 LAG: Final = timedelta(seconds=10)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import stage_job_name
-from finetune_operator.observe.stageusage import stage_usage
+from finetune_operator.observe.stage_usage import stage_usage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended

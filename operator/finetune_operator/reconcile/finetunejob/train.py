@@ -9,7 +9,7 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
-from finetune_operator.observe.podstatus import image_by_digest
+from finetune_operator.observe.pod_status import image_by_digest
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.advising import advise
 from finetune_operator.reconcile.finetunejob.predicting import record_measured

@@ -6,8 +6,8 @@ from collections import Counter
 from finetune_operator.api.inference_deployment import EndpointCost, InferenceDeployment
 from finetune_operator.engine.resources import POD
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.devicepods import HELD, device_state, devices_per_pod
-from finetune_operator.observe.stagetimes import Price
+from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
+from finetune_operator.observe.pod_status import Price
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 

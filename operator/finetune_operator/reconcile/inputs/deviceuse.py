@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.podstatus import has_ended
-from finetune_operator.observe.poduse import PodUse, use_of
+from finetune_operator.observe.device_usage import PodUse, use_of
+from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,8 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import EVENT, NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
-from finetune_operator.observe.admission import Admission
-from finetune_operator.observe.poduse import PodUse
-from finetune_operator.observe.queueposition import Positions
+from finetune_operator.observe.admission import Admission, Positions
+from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.calibration import LineOnProfile
 from finetune_operator.reconcile.inputs.jobdevices import DeviceJob

@@ -12,7 +12,7 @@ from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOADS, POD, WORKLOAD
 from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
 from finetune_operator.observe.admission import waiting_since
-from finetune_operator.observe.servingpods import is_gated
+from finetune_operator.observe.deployments import is_gated
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

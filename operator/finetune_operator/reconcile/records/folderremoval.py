@@ -8,7 +8,7 @@ from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.observe.podstatus import has_ended
+from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -10,8 +10,7 @@ from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
-from finetune_operator.observe.devicepods import job_devices, profile_of
-from finetune_operator.observe.poduse import use_of
+from finetune_operator.observe.device_usage import job_devices, profile_of, use_of
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,

@@ -4,9 +4,8 @@
 from functools import partial
 
 from finetune_operator.engine.resources import JOB
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.peerpods import newest_per_index, nodes_of
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.pod_status import container_state, newest_per_index, nodes_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS
@@ -95,7 +94,7 @@ def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
             return settling
     result = last_word(pods, job, request.expected)
     if result is None or result.outcome != "Failed":
-        trouble = podfailures.failure(job, pods)
+        trouble = pod_termination.failure(job, pods)
         return StageFailed(trouble.reason, trouble.message, None)
     if result.reason not in RETRYABLE_REASONS:
         return StageFailed(result.reason or Reason.STAGE_FAILED, result.message, result)

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
+from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.jobresults import pods_of
@@ -47,7 +47,7 @@ def follow(
         left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - now
         if left <= timedelta():
             draft.remove(job)
-        return AttemptFailed(podfailures.failure(job, pods).message, max(1.0, left.total_seconds()))
+        return AttemptFailed(pod_termination.failure(job, pods).message, max(1.0, left.total_seconds()))
     trouble = job_trouble(job, pods, draft.snapshot.admission_of(job), now)
     if trouble is None:
         return Working(reason, doing, recheck_after_seconds(pods, now))

@@ -2,8 +2,8 @@
 """Read the result of a stage from the store if its pod is gone."""
 
 from finetune_operator.engine.resources import JOB
-from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
+from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -11,11 +11,9 @@ from typing import Final
 
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.queueing import QUEUE_LABEL
-from finetune_operator.observe.jobtrouble import shows_running_pods
-from finetune_operator.observe.peerpods import newest_per_index, nodes_of
-from finetune_operator.observe.podstarts import lacks_capacity
-from finetune_operator.observe.podstatus import condition, has_ended
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe.job_problems import shows_running_pods
+from finetune_operator.observe.pod_startup import lacks_capacity
+from finetune_operator.observe.pod_status import condition, has_ended, newest_per_index, nodes_of, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

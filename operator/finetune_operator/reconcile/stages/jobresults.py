@@ -10,8 +10,8 @@ from typing import Final
 
 from finetune_operator.engine.resources import POD
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_trainer.contract.results import StageResult
@@ -74,5 +74,5 @@ def success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageRes
 
 def last_word(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
     """The result of the pod whose end decides; earlier pods may have failed for another reason."""
-    pod = podfailures.deciding_pod(pods)
+    pod = pod_termination.deciding_pod(pods)
     return None if pod is None else result_of(pod, job, expected)

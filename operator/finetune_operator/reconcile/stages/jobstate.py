@@ -7,11 +7,9 @@ from typing import Final
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.observe import lostnodes
-from finetune_operator.observe.peerpods import describe_pod
-from finetune_operator.observe.podstatus import has_ended as has_pod_ended
-from finetune_operator.observe.podstatus import stage_of
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.pod_status import describe_pod, parse_time, stage_of
+from finetune_operator.observe.pod_status import has_ended as has_pod_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
@@ -55,10 +53,10 @@ def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: dateti
     """Wait for pods that are being deleted; report a lost node, on which a pod cannot end."""
     overdue: list[float] = []
     for pod in pods:
-        trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
+        trouble = pod_termination.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
         if trouble is not None:
             return Blocked(trouble.reason, trouble.message, None)
-        seconds = lostnodes.until_overdue(pod, now)
+        seconds = pod_termination.until_overdue(pod, now)
         overdue += [seconds] if seconds is not None else []
     return Working(reason, message, min(overdue, default=None))
 

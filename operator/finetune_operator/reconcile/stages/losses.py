@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator.api.stage_status import EndedPod, LostCause, PodEndCause, StageStatus, StageUsage
-from finetune_operator.observe.stageusage import open_device_seconds, sum_lost, with_lost
+from finetune_operator.observe.stage_usage import open_device_seconds, sum_lost, with_lost
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import RepeatedTraining, StageResult

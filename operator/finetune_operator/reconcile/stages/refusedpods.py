@@ -2,9 +2,8 @@
 """The events that a pass reads about Jobs without pods."""
 
 from finetune_operator.engine.resources import EVENT, JOB
-from finetune_operator.observe.jobtrouble import lacks_a_pod
-from finetune_operator.observe.missingpods import ASK_AFTER, started_at
-from finetune_operator.observe.peerpods import newest_per_index
+from finetune_operator.observe.job_problems import ASK_AFTER, lacks_a_pod, started_at
+from finetune_operator.observe.pod_status import newest_per_index
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

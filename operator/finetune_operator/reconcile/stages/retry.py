@@ -4,9 +4,9 @@
 from dataclasses import replace
 
 from finetune_operator.engine.resources import JOB
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
+from finetune_operator.observe.pod_status import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages import backoff
@@ -85,7 +85,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
         settling = until_settled(probe, "Failed", request, snapshot.now)
         if settling is not None:
             return replace(retry, halt=_checking(request, settling.requeue_after))
-        trouble = podfailures.failure(probe, pods)
+        trouble = pod_termination.failure(probe, pods)
         found = StageResult(
             stage=request.stage,
             run=request.run,

@@ -5,11 +5,15 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
-from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
-from finetune_operator.observe.podstatus import Trouble
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
+from finetune_operator.observe.pod_status import (
+    Trouble,
+    container_state,
+    describe_pod,
+    newest_per_index,
+    nodes_of,
+)
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import result_of
@@ -33,7 +37,7 @@ def under_way(
     now = snapshot.now
     trouble, later = job_trouble(job, pods, snapshot.admission_of(job), now), recheck_after_seconds(pods, now)
     together = newest_per_index(pods)
-    ended = podfailures.deciding_pod([pod for pod in pods if pod in together])
+    ended = pod_termination.deciding_pod([pod for pod in pods if pod in together])
     if ended is not None and (trouble is None or trouble.expected):
         between = _between_pods(job, ended, request)
         if between is not None:
@@ -76,13 +80,13 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         return None
     if code in non_retryable_exit_codes(stage) or failed >= attempts:
         return running(request)
-    disruption = podfailures.disruption(pod)
+    disruption = pod_termination.disruption(pod)
     if code in IGNORED_EXIT_CODES or disruption is not None:
         lost = "ended because it lost another pod of the run" if code == ExitCode.PEER_LOST else None
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
         return Working(Reason.QUEUED, f"{describe_pod(stage, pod)} {how}{saved}; the next pod follows")
-    trouble = result_of(pod, job, request.expected) or podfailures.failure(job, (pod,))
+    trouble = result_of(pod, job, request.expected) or pod_termination.failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(
             Reason.QUEUED,

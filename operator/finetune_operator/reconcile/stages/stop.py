@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of

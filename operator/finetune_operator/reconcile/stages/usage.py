@@ -8,11 +8,10 @@ from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.stage_status import StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES
-from finetune_operator.observe.devicepods import devices_per_pod, profile_of
-from finetune_operator.observe.podends import with_ended
-from finetune_operator.observe.podstatus import has_ended, has_started
-from finetune_operator.observe.stagetimes import Price, container_state, with_cost
-from finetune_operator.observe.stageusage import finished_stage, stage_usage
+from finetune_operator.observe.device_usage import devices_per_pod, profile_of
+from finetune_operator.observe.pod_status import Price, container_state, has_ended, has_started, with_cost
+from finetune_operator.observe.pod_termination import with_ended
+from finetune_operator.observe.stage_usage import finished_stage, stage_usage
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.losses import with_repeated

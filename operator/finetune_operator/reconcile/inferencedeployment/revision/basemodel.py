@@ -18,7 +18,7 @@ from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.manifests.weightsreference import WeightsReference
-from finetune_operator.observe.podstatus import stage_of
+from finetune_operator.observe.pod_status import stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.revision.merging import fetched_items

@@ -21,7 +21,7 @@ from finetune_operator.manifests.revision import Revision
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.manifests.weightsreference import short_digest
-from finetune_operator.observe.podstatus import stage_of
+from finetune_operator.observe.pod_status import stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform.storage import check_model_cache

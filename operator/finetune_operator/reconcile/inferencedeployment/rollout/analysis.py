@@ -22,11 +22,10 @@ from finetune_operator.manifests.analysisjob import (
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.manifests.trainerimage import trainer_of
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble
-from finetune_operator.observe.podstatus import has_condition, stage_of
-from finetune_operator.observe.servingpods import is_replaced
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe import pod_termination
+from finetune_operator.observe.deployments import is_replaced
+from finetune_operator.observe.job_problems import job_trouble
+from finetune_operator.observe.pod_status import container_state, has_condition, stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.rollout.figuresentences import figure_sentence
@@ -99,7 +98,7 @@ class Analysis:
                 return self._inconclusive("its result cannot be read by this operator")
         if has_ended(job, "Failed") and self._is_settled("Failed"):
             word = last_word(self._pods, job, self._expected)
-            failure = word.message if word is not None else podfailures.failure(job, self._pods).message
+            failure = word.message if word is not None else pod_termination.failure(job, self._pods).message
             return self._inconclusive(failure)
         return None
 

@@ -2,7 +2,7 @@
 """Replicas of each revision of an endpoint."""
 
 from finetune_operator.engine.resources import DEPLOYMENT
-from finetune_operator.observe.lostnodes import is_overdue
+from finetune_operator.observe.pod_termination import is_overdue
 from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     awaits_stable,

@@ -12,6 +12,7 @@ from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import (
+    ServingTrouble,
     capacity_shortage,
     deadline_seconds,
     failure_of,
@@ -19,9 +20,8 @@ from finetune_operator.observe.deployments import (
     regression_of,
     trouble_of,
 )
-from finetune_operator.observe.lostnodes import is_overdue, until_overdue
-from finetune_operator.observe.podstatus import has_ended
-from finetune_operator.observe.servingpods import ServingTrouble
+from finetune_operator.observe.pod_status import has_ended
+from finetune_operator.observe.pod_termination import is_overdue, until_overdue
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, spec_hash

@@ -20,8 +20,7 @@ from finetune_operator.manifests.httproute import (
     has_only_defaults_added,
 )
 from finetune_operator.manifests.labels import OPERATOR, REVISION, RUN
-from finetune_operator.observe.endpointhealth import EndpointHealth
-from finetune_operator.observe.routestatus import is_stale, route_health
+from finetune_operator.observe.endpoint_health import EndpointHealth, is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     ALL,

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_operator.api.meta import Condition
-from finetune_operator.observe.endpointhealth import EndpointHealth
+from finetune_operator.observe.endpoint_health import EndpointHealth
 from finetune_operator.reconcile.steps import Blocked, Done, Halt, Working
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType

@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it."""
+"""Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it.
+
+The problem that stops a Job, from all its current pods.
+"""
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.peerpods import nodes_of
-from finetune_operator.observe.podstarts import being_created
-from finetune_operator.observe.podstatus import Trouble, quoted, stage_of
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe import pod_startup, pod_termination
+from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
+from finetune_operator.observe.pod_startup import being_created
+from finetune_operator.observe.pod_status import (
+    Trouble,
+    container_state,
+    describe_pod,
+    has_ended,
+    newest_per_index,
+    nodes_of,
+    parse_time,
+    quoted,
+    stage_of,
+    stage_states,
+)
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -145,3 +160,79 @@ def refused_pod(what: str, refused: str, owner: Manifest, command: str) -> tuple
     advice = next(found, f"{command} shows each attempt")
     reason = Reason.QUOTA_EXCEEDED if EXCEEDED.search(refused) else Reason.POD_NOT_STARTING
     return reason, f"the API server refuses the {what}: {quoted(DETAILS.sub('', refused))} ({advice})"
+
+
+SHARE: Final = re.compile(r"(\d+) of \d+ pods (is|are) running; ")
+"""Begin of the message about a Job with several pods."""
+
+
+def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: datetime) -> Trouble | None:
+    """The problem that stops an unfinished Job; None if its newest pod runs or has just ended.
+
+    For a Job with several pods it is the problem of one pod. Problems that need user action have priority.
+
+    Args:
+        job: the Job.
+        pods: its pods, newest first.
+        admission: what keeps it without pods.
+        now: time of the pass.
+    """
+    changed = changed_parallelism(job)
+    if changed is not None:
+        return changed
+    current, nodes = newest_per_index(pods), nodes_of(job)
+    found = [(pod, _pod_trouble(job, pod, now)) for pod in current]
+    troubles = [trouble for _, trouble in found if trouble is not None]
+    if lacks_a_pod(job, current):
+        is_suspended = job.get("spec", {}).get("suspend")
+        troubles.append(
+            admission_trouble(job, admission, now)
+            if is_suspended
+            else missing_pod(job, pods, admission.refused, now)
+        )
+    if not troubles:
+        return None
+    first = min(troubles, key=lambda trouble: (trouble.expected, trouble.reason == Reason.QUEUED))
+    later = min(
+        (each.recheck_after_seconds for each in troubles if each.recheck_after_seconds is not None),
+        default=None,
+    )
+    if nodes > 1 and first.reason != Reason.QUEUED:
+        running = sum(trouble is None and "running" in container_state(pod) for pod, trouble in found)
+        share = f"{running} of {nodes} pods {'is' if running == 1 else 'are'} running"
+        first = replace(first, message=f"{share}; {first.message}")
+    return replace(first, recheck_after_seconds=later)
+
+
+def shows_running_pods(message: str) -> bool:
+    """Whether pods of the Job run, by the message of its problem. Those of a Job with one pod do not."""
+    found = SHARE.match(message)
+    return found is not None and found[1] != "0"
+
+
+def lacks_a_pod(job: Manifest, pods: list[Manifest]) -> bool:
+    """Whether a pod has not been created yet; pods that succeeded may have been deleted."""
+    done = sum(1 for pod in pods if pod.get("status", {}).get("phase") == "Succeeded")
+    counted: int = job.get("status", {}).get("succeeded", 0)
+    return len(pods) - done + max(done, counted) < nodes_of(job)
+
+
+def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
+    state = container_state(pod)
+    trouble = pod_termination.node_trouble(pod, describe_pod(stage_of(job), pod), now)
+    if trouble is not None:
+        return trouble
+    if has_ended(pod) or any("running" in each for each in stage_states(pod)):
+        return None
+    if "terminated" in state:
+        return pod_termination.sidecar_trouble(pod, now)
+    return pod_startup.start_trouble(job, pod, now)
+
+
+def recheck_after_seconds(pods: list[Manifest], now: datetime) -> float | None:
+    """Seconds until `job_trouble` may find a new problem even if nothing changes."""
+    until = (
+        pod_termination.until_overdue(pod, now) or pod_termination.until_sidecar_trouble(pod, now)
+        for pod in newest_per_index(pods)
+    )
+    return min((seconds for seconds in until if seconds is not None), default=None)

@@ -1,32 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of a stage's pods that failed or do not end, with advice."""
+"""Pods whose node does not respond.
+
+A deleted pod stays until its node reports that its containers have ended. A dead node never reports: the pod
+stays Terminating, and its Job creates no replacement, because two pods that train into one folder would be
+worse than none. Kubernetes cannot distinguish a dead node from an unreachable one; an administrator can.
+
+Problems of a stage's pods that failed or do not end, with advice.
+
+How the pods of a stage ended: one cause for metrics and for lost time.
+"""
 
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from finetune_operator.api.pod_template import SIZED_STAGES
+from finetune_operator.api.stage_status import MAX_ENDED_PODS, EndedPod, PodEndCause
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS, ANSWERS_CONTAINER
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.podtemplate import CONTAINER
-from finetune_operator.observe.peerpods import describe_pod, index_of
-from finetune_operator.observe.podstatus import (
+from finetune_operator.observe.pod_status import (
     Trouble,
     condition,
+    container_state,
+    describe_pod,
     has_condition,
     has_ended,
+    index_of,
     init_statuses,
+    parse_time,
     quoted,
     stage_of,
     trainer_container,
 )
-from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import ExitCode
+
+NODE_REPORT_TIMEOUT: Final = timedelta(seconds=30)
+"""Time after the deadline of a pod's deletion until its node counts as silent. A node ends pods at their
+deadline, by force if necessary, and reports the end within seconds."""
+
+OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+"""Taint with which Kubernetes ends the pods of a node that is not ready. Force deletion of a pod does not
+help, because its Job creates no replacement before the pod counts as failed."""
+
+
+def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
+    """The problem that the pod's node does not respond; None if it does.
+
+    Args:
+        pod: the pod.
+        whose: the pod in the message, such as "the train pod".
+        now: the time.
+    """
+    metadata, node = pod["metadata"], pod["spec"].get("nodeName", "")
+    if has_ended(pod) or not node:
+        return None
+    name, deadline = metadata["name"], metadata.get("deletionTimestamp")
+    if deadline is not None:
+        if not is_overdue(pod, now):
+            return None
+        return Trouble(
+            Reason.NODE_LOST,
+            f"{whose} {name} should have ended by {deadline}, but node {node} does not confirm it. If the"
+            f" node is gone for good: kubectl delete node {node}. If it is shut down: kubectl taint node"
+            f" {node} {OUT_OF_SERVICE}. This continues within two minutes after that, or when the node"
+            " responds",
+        )
+    if pod.get("status", {}).get("phase") == "Unknown" or _is_unheard_of(pod):
+        return Trouble(
+            Reason.NODE_LOST,
+            f"node {node} of {whose} {name} does not respond: kubectl describe node {node} shows since when."
+            " This continues when the node responds. After about five minutes Kubernetes deletes the pod",
+        )
+    return None
+
+
+def is_overdue(pod: Manifest, now: datetime) -> bool:
+    """Whether the pod is terminating, and its node has not confirmed its end in time."""
+    deadline = pod["metadata"].get("deletionTimestamp")
+    return deadline is not None and now - parse_time(deadline) >= NODE_REPORT_TIMEOUT
+
+
+def until_overdue(pod: Manifest, now: datetime) -> float | None:
+    """Seconds until a terminating pod counts as lost; None if it is not terminating."""
+    deadline = pod["metadata"].get("deletionTimestamp")
+    if deadline is None or has_ended(pod):
+        return None
+    return max(0.0, (parse_time(deadline) + NODE_REPORT_TIMEOUT - now).total_seconds()) + 1
+
+
+def _is_unheard_of(pod: Manifest) -> bool:
+    """Whether the node controller has marked the pod as not ready, although its containers were ready.
+
+    A closed readiness gate has the same conditions, so pods with gates are excluded.
+    """
+    if pod["spec"].get("readinessGates"):
+        return False
+    return has_condition(pod, "Ready", "False") and has_condition(pod, "ContainersReady", "True")
+
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",
@@ -282,3 +358,45 @@ def _field(pod: Manifest, stage: str, name: str) -> str | None:
     if profile is None or stage not in SIZED_STAGES:
         return None
     return f"resources.{name} for {stage} in pods of ComputeProfile {profile}"
+
+
+PodOutcome = Literal["Succeeded", "OutOfMemory"] | PodEndCause
+
+
+def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
+    """The known ends, and those of the pods that ran and did not succeed, in the order of their ends.
+
+    If there are too many, ends that other ends caused are left out first, then the oldest. The result with
+    the same pods again is the same.
+    """
+    ends = {each.pod: each for each in known}
+    for pod in pods:
+        end = _end_of(pod)
+        if end is not None:
+            ends.setdefault(end.pod, end)
+    kept = sorted(ends.values(), key=lambda each: (each.cause != "PeerLost", each.at, each.pod))
+    return tuple(sorted(kept[-MAX_ENDED_PODS:], key=lambda each: (each.at, each.pod)))
+
+
+def cause_of_end(pod: Manifest) -> PodOutcome:
+    """How a pod ended. A pod that is deleted before its trainer succeeds is preempted."""
+    ended = container_state(pod).get("terminated", {})
+    code = ended.get("exitCode")
+    if code == ExitCode.OK:
+        return "Succeeded"
+    if disruption(pod) is not None or code == ExitCode.PREEMPTED_SAVED:
+        return "Preemption"
+    if code == ExitCode.PEER_LOST:
+        return "PeerLost"
+    if ended.get("reason") == "OOMKilled":
+        return "OutOfMemory"
+    return "Preemption" if "deletionTimestamp" in pod["metadata"] else "Failure"
+
+
+def _end_of(pod: Manifest) -> EndedPod | None:
+    finished_at = container_state(pod).get("terminated", {}).get("finishedAt")
+    outcome = cause_of_end(pod)
+    if not finished_at or outcome == "Succeeded":
+        return None
+    cause: PodEndCause = "Failure" if outcome == "OutOfMemory" else outcome
+    return EndedPod(pod=pod["metadata"]["uid"], at=parse_time(finished_at), cause=cause)

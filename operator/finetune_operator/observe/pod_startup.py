@@ -7,16 +7,19 @@ from typing import Any, Final
 
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.peerpods import describe_pod, index_of
-from finetune_operator.observe.podstatus import (
+from finetune_operator.observe.pod_status import (
     Trouble,
     condition,
+    container_state,
+    describe_pod,
+    index_of,
     init_statuses,
+    parse_time,
     quoted,
     stage_of,
+    stage_states,
     trainer_container,
 )
-from finetune_operator.observe.stagetimes import container_state, parse_time, stage_states
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
