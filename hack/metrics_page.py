@@ -12,10 +12,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.stage_status import LOST_CAUSES
-from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.devicegauges import DeviceCollector
-from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
-from finetune_operator.metrics.processmetrics import ProcessStateCollector
+from finetune_operator.metrics.device_gauges import DeviceCollector
+from finetune_operator.metrics.object_gauges import MAX_SERIES_PER_KIND, ObjectStateCollector
+from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.serving_metrics import ServingMetrics

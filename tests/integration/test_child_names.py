@@ -21,7 +21,7 @@ from finetune_operator import manifests
 from finetune_operator.api.meta import NAME_LIMIT
 from finetune_operator.manifests.labels import LABEL_VALUE_LIMIT, STAGE
 from finetune_operator.plan import Create, Manifest
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.results import CheckpointResult, StageResult
 from tests.integration.api import Api
 from tests.integration.rules.requests import try_create

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from finetune_operator.manifests.labels import ANALYZED
-from finetune_operator.stagetable import STAGES, find_row
+from finetune_operator.stage_table import STAGES, find_row
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.unit.test_chart_templates import rendered
 

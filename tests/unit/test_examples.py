@@ -23,7 +23,7 @@ from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 from finetune_trainer.contract import method as methods
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_trainer.serve.serving_metrics import RequestMetrics
 from hack.metrics_page import QUERIES, RECORDING, Family, families, recorded
 from tests.unit.test_alerts import ROOT, RULES, promtool

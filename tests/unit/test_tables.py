@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 import pytest
 
-from finetune_operator import stagetable
+from finetune_operator import stage_table
 from finetune_trainer import rows
 from finetune_trainer.contract import method, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
@@ -128,7 +128,7 @@ def test_every_objective_and_type_has_a_row_and_a_pair_and_those_with_judged_row
     assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}
 
 
-@pytest.mark.parametrize("name", stagetable.STAGES)
+@pytest.mark.parametrize("name", stage_table.STAGES)
 def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
     """The row says what differs between stages. The metric of lost time belongs to `status.training`.
 
@@ -138,4 +138,4 @@ def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
         PRODUCT[0] / "metrics" / "changes.py",
         PRODUCT[0] / "api" / "podtemplate.py",
     }
-    assert named <= {source(stagetable), *(RECONCILE / module for module in STAGE_MODULES[name])}
+    assert named <= {source(stage_table), *(RECONCILE / module for module in STAGE_MODULES[name])}

@@ -36,7 +36,7 @@ from finetune_operator.manifests.podtemplate import (
 )
 from finetune_operator.manifests.queueing import labels_of, queueing_of_stage, suspended_until_admitted
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage, pod_names
+from finetune_operator.stage_table import STAGES, JobStage, pod_names
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.vocabulary import ExitCode
 

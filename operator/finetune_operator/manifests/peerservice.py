@@ -19,7 +19,7 @@ from finetune_operator.manifests.networkpolicies import (
     pods_with,
 )
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import JobStage
+from finetune_operator.stage_table import JobStage
 from finetune_trainer.contract.environment import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
 
 KEY_BYTES: Final = 32

@@ -9,7 +9,7 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.pod_resources import CPU, PodResources, quantity_value
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import SERVE_PODS, STAGES, JobStage, pod_names
+from finetune_operator.stage_table import SERVE_PODS, STAGES, JobStage, pod_names
 
 MEBIBYTE: Final = 1 << 20
 HEADROOM: Final = 1.25

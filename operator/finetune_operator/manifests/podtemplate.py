@@ -26,7 +26,7 @@ from finetune_operator.manifests.ownmetrics import (
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stage_table import STAGES, JobStage
 from finetune_trainer.contract.configs import CleanupConfig, EvaluateConfig, StageConfig
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,

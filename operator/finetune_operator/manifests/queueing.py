@@ -6,7 +6,7 @@ from typing import Final, Literal
 from finetune_operator.api.compute import NO_CHOICE, QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage, Queue
+from finetune_operator.stage_table import STAGES, JobStage, Queue
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """With this label, Kueue writes the Job's `suspend`; the operator sets that field only in a new Job."""

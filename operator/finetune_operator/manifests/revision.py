@@ -10,7 +10,7 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_pods
 from finetune_operator.manifests.weightsreference import WeightsReference
-from finetune_operator.stagetable import SERVE_PODS
+from finetune_operator.stage_table import SERVE_PODS
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 

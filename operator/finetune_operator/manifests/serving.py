@@ -42,7 +42,7 @@ from finetune_operator.manifests.servingvolumes import key_volume, memory_volume
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import SERVE_PODS
+from finetune_operator.stage_table import SERVE_PODS
 from finetune_trainer.contract.environment import (
     MODELS_MOUNT,
     SCRATCH_MOUNT,

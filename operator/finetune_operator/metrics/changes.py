@@ -13,7 +13,7 @@ from prometheus_client import Counter
 
 from finetune_operator.api.rollout_strategy import Strategy
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.metrics.counters import (
+from finetune_operator.metrics.process_metrics import (
     OperatorMetrics,
     PodEnd,
     PromotionResult,
@@ -23,7 +23,7 @@ from finetune_operator.metrics.counters import (
 from finetune_operator.observe.pod_status import has_ended, parse_time
 from finetune_operator.observe.pod_termination import PodOutcome, cause_of_end
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import find_row
+from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -36,7 +36,7 @@ from finetune_operator.observe.pod_status import (
     trainer_container,
 )
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import find_row
+from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import ExitCode
 

@@ -22,7 +22,7 @@ from finetune_operator.api.meta import Condition, Resource
 from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.status import conditions
-from finetune_operator.status.finished import is_finished, is_prepared
+from finetune_operator.status.conditions import is_finished, is_prepared
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 Reconciled = (

@@ -32,7 +32,7 @@ from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.stages.usage import finish, has_finished, reopen
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import LiveModel
 from finetune_trainer.contract.results import EvaluateResult, PreflightResult, StageResult

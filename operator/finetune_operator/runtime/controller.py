@@ -20,7 +20,7 @@ from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER, SELECTOR
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.metrics.changes import record_transition
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.secondaries import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating

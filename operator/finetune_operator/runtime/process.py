@@ -22,10 +22,9 @@ from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
 from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, OPERATOR, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
-from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.devicegauges import DeviceCollector
-from finetune_operator.metrics.objectgauges import ObjectStateCollector
-from finetune_operator.metrics.processmetrics import ProcessStateCollector
+from finetune_operator.metrics.device_gauges import DeviceCollector
+from finetune_operator.metrics.object_gauges import ObjectStateCollector
+from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard

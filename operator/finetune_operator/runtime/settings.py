@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES
-from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND
+from finetune_operator.metrics.object_gauges import MAX_SERIES_PER_KIND
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """Label that Kubernetes sets on every namespace."""

@@ -17,8 +17,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.manifests.labels import OPERATOR, RECORDED_RUN, STAGE
 from finetune_operator.manifests.serviceaccount import AccountSettings
-from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.seriesretention import SeriesRetention
+from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard
@@ -30,7 +29,7 @@ from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.resync import Resync, is_at_rest
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_operator.stagetable import find_row
+from finetune_operator.stage_table import find_row
 
 LISTED_FIRST: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
 """Kinds on whose existence passes depend. A new term lists them before these passes, because the watch may

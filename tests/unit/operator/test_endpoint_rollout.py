@@ -10,7 +10,7 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.pod_resources import quantity_value
 from finetune_operator.manifests.engines.enginetable import ENGINES
 from finetune_operator.manifests.labels import REVISION, RUN
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.serving import EngineName
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
 from tests.unit.operator.runobjects import sized

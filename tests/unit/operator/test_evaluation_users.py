@@ -11,7 +11,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.metrics.changes import record_transition
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex

@@ -11,7 +11,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.kstatus import PassResult, Reconciled, block, finish_pass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import EventReason, Reason
 from tests.unit.operator.evaluations import evaluation
 from tests.unit.operator.runobjects import dataset, finetunejob, profile

@@ -15,7 +15,7 @@ from finetune_operator.manifests.podsizing import pod_sizing
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, container_resources
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import JobStage
+from finetune_operator.stage_table import JobStage
 from finetune_trainer.contract.vocabulary import ExitCode
 from tests.unit.operator.runobjects import finetunejob, profile
 

@@ -11,7 +11,7 @@ from finetune_operator.manifests.engines.vllm import engine_environment
 from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.revisionhash import HASHED
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stage_table import STAGES, JobStage
 from tests.unit.operator.endpoints import profile as endpoint_profile
 from tests.unit.operator.endpoints import serving
 from tests.unit.operator.runobjects import profile

@@ -14,9 +14,8 @@ import finetune_operator
 from finetune_operator.api.inference_deployment import RevisionResult
 from finetune_operator.api.rollout_strategy import StrategyType
 from finetune_operator.api.stage_status import LOST_CAUSES
-from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
-from finetune_operator.metrics.processmetrics import ProcessStateCollector
+from finetune_operator.metrics.object_gauges import MAX_SERIES_PER_KIND, ObjectStateCollector
+from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import AnalysisVerdict
 from hack.version import PACKAGE, version, versioned_files

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api.stage_status import LOST_CAUSES
 from finetune_operator.metrics.changes import record_pod_end, record_transition
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Manifest
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from finetune_operator.metrics.devicegauges import DeviceCollector
+from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.calibration import Calibration
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Series of deleted namespaces and profiles end, but not before Prometheus can scrape them."""
 
-from finetune_operator.metrics.counters import OperatorMetrics
-from finetune_operator.metrics.seriesretention import SeriesRetention
+from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key
 
 

@@ -15,7 +15,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import chosen_queueing
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from tests.unit.operator import endpoints
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import MemoryCluster

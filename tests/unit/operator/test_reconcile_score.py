@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.ownmetrics import ScoredFolders, folder_volumes
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.own_metrics import CustomMetricSource

@@ -12,7 +12,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.report import certificate
 from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard

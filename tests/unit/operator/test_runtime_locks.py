@@ -19,7 +19,7 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.engine.worker import ReconcileWorkers
-from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.report.board import ProgressBoard

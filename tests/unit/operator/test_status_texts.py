@@ -15,7 +15,7 @@ from finetune_operator.observe.pod_status import Price, with_cost
 from finetune_operator.observe.stage_usage import finished_stage, stage_usage
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 from finetune_trainer.contract.progress import Progress
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)

@@ -14,7 +14,7 @@ from finetune_operator.manifests.engines.vllm import max_lora_rank, vllm_contain
 from finetune_operator.manifests.engines.vllmanswers import VLLM_ANSWERING
 from finetune_operator.manifests.podsizing import resources_of, serving_resources
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.serving import EngineName
 
 

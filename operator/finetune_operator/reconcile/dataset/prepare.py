@@ -24,7 +24,7 @@ from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 from finetune_trainer.contract.results import StageResult
 
 

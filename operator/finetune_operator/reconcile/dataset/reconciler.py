@@ -26,8 +26,7 @@ from finetune_operator.reconcile.records.ownership import delete_with, versions_
 from finetune_operator.reconcile.records.sourcechecks import is_check_requested, until_check
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.status.conditions import status_manifest
-from finetune_operator.status.finished import is_prepared, is_settled
+from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 
 __all__ = ["needs", "reconcile"]
 

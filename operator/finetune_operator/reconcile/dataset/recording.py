@@ -19,9 +19,9 @@ from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.sourcecheck import finish_check, prepared_in
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.status import conditions
-from finetune_operator.status.finished import is_prepared
-from finetune_operator.status.problems import faults, shown_problems, shown_warnings
+from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.stage_results import faults, shown_problems, shown_warnings
 from finetune_trainer.contract.results import PrepareResult
 
 MAX_TEXT_CHARACTERS: Final = 1024

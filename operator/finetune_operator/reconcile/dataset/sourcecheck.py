@@ -37,7 +37,7 @@ from finetune_operator.reconcile.stages.request import (
 )
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.status.finished import is_prepared
+from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs import PrepareConfig
 from finetune_trainer.contract.references import without_query

@@ -10,7 +10,7 @@ from finetune_operator.reconcile.lines.scores import is_resolved
 from finetune_operator.reconcile.measuring import check_custom_metrics, check_stores, resolve_rows
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 
 
 def validate(run: Assessment) -> Failed | None:

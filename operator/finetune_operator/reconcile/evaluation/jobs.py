@@ -30,7 +30,7 @@ from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.request import JobPurpose, StageRequest
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stage_table import STAGES, JobStage
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -13,10 +13,10 @@ from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.stagetable import stages_with
-from finetune_operator.status.finished import is_finished
+from finetune_operator.stage_table import stages_with
+from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 
 __all__ = ["needs", "reconcile"]

@@ -19,8 +19,8 @@ from finetune_operator.reconcile.platform.profiles import (
 )
 from finetune_operator.reconcile.platform.queues import check_choice
 from finetune_operator.reconcile.platform.smallerprofile import PEAK_SHARE, Offer, smaller_offer
-from finetune_operator.status.advice import smaller_profile_message
 from finetune_operator.status.conditions import shortened
+from finetune_operator.status.prediction import smaller_profile_message
 from finetune_operator.status.reasons import EventReason
 
 SMALLER_PROFILE: Final = "SmallerProfile"

@@ -14,8 +14,8 @@ from finetune_operator.reconcile.measuring import check_stores, resolve_rows
 from finetune_operator.reconcile.records.versions import check_location, resolve_version
 from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
-from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.stage_results import faults, shown_problems
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import TRAINING_SPLIT
 

@@ -19,8 +19,7 @@ from finetune_operator.reconcile.stages.leftovers import clear_leftovers
 from finetune_operator.reconcile.stages.stop import count_running, stop_all
 from finetune_operator.reconcile.stages.usage import finish, has_finished
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Suspended, Working
-from finetune_operator.status.conditions import status_manifest
-from finetune_operator.status.finished import is_cancelled
+from finetune_operator.status.conditions import is_cancelled, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 

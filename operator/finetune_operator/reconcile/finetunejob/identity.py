@@ -17,7 +17,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.finalizer import Record, finalizer_update
 from finetune_operator.reconcile.records.ownership import versions_of
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import is_finished
 
 CANCELLED: Final = ".cancelled"
 

@@ -17,8 +17,8 @@ from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobstate import has_result, is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.stagetable import STAGES, JobStage, stages_with
-from finetune_operator.status.finished import is_finished
+from finetune_operator.stage_table import STAGES, JobStage, stages_with
+from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FailureReason
 

@@ -36,7 +36,7 @@ from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.finetunejob.validation import validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Halt
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import is_finished
 
 __all__ = ["needs", "reconcile"]
 

@@ -15,10 +15,10 @@ from finetune_operator.reconcile.stages.losses import lose_stage, total_losses
 from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_operator.status import conditions, prediction, progress
-from finetune_operator.status.evaluationtable import evaluation_table
-from finetune_operator.status.finished import ends_run
+from finetune_operator.status.conditions import ends_run
+from finetune_operator.status.progress import evaluation_table
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -18,9 +18,9 @@ from finetune_operator.reconcile.stages.request import (
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.stages.usage import finish, has_finished, record
 from finetune_operator.reconcile.steps import Failed, Halt
-from finetune_operator.stagetable import STAGES
-from finetune_operator.status.problems import shown_problems
+from finetune_operator.stage_table import STAGES
 from finetune_operator.status.reasons import EventReason
+from finetune_operator.status.stage_results import shown_problems
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 

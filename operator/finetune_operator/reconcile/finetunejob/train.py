@@ -21,7 +21,7 @@ from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status.progress import with_losses
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_operator.status.trained import trained_message, training_status, used_hyperparameters
+from finetune_operator.status.stage_results import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract.results import StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import CheckpointType
 

@@ -9,7 +9,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 
 
 def validate(run: Run) -> Failed | Blocked | None:

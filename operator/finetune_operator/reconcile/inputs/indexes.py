@@ -11,7 +11,7 @@ from typing import Any, Final
 from finetune_operator.engine.store import Indexer
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.status.finished import ends_dataset, ends_run
+from finetune_operator.status.conditions import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
 
 BY_DATASET: Final = "dataset"

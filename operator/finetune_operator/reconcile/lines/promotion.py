@@ -19,8 +19,7 @@ from finetune_operator.reconcile.lines.checkpointrules import (
     never_promoted,
 )
 from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text, vetoes_of
-from finetune_operator.status.conditions import find
-from finetune_operator.status.finished import is_cancelled, is_finished
+from finetune_operator.status.conditions import find, is_cancelled, is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
 READ: Final = ". Read the worst answers (status.evaluation.reportUri of the run). "

@@ -15,7 +15,7 @@ from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Working
-from finetune_operator.stagetable import STAGES
+from finetune_operator.stage_table import STAGES
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -3,7 +3,7 @@
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.pod_resources import CPU, quantity_value
-from finetune_operator.stagetable import TRAIN_PODS
+from finetune_operator.stage_table import TRAIN_PODS
 from finetune_trainer.contract.prediction import PRODUCT_LABELS, DeviceFacts, find_card
 
 

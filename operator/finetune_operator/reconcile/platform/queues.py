@@ -17,7 +17,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 
 Queues = Mapping[str, str]

@@ -27,7 +27,7 @@ from finetune_operator.reconcile.records.sourcechecks import until_check
 from finetune_operator.reconcile.records.users import needed_by, readers_of
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status import conditions
-from finetune_operator.status.finished import is_finished, is_settled
+from finetune_operator.status.conditions import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.references import ArtifactRef
 

@@ -19,7 +19,7 @@ from finetune_operator.reconcile.records.finalizer import without_finalizer
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, until_ended
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import find_row
+from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import EventReason, Reason
 
 

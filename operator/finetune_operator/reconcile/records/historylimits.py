@@ -16,7 +16,7 @@ from finetune_operator.reconcile.platform import profiles
 from finetune_operator.reconcile.records.finalizer import Record
 from finetune_operator.reconcile.records.ownership import deletion_target
 from finetune_operator.reconcile.records.users import needed_by
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import EventReason
 
 

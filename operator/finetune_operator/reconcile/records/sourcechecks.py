@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, short_hash
-from finetune_operator.status.finished import is_prepared
+from finetune_operator.status.conditions import is_prepared
 
 MAX_REQUEST_CHARACTERS: Final = 64
 """Limit of a request in the status, in characters; of a longer annotation it has the hash."""

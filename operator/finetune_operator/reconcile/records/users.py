@@ -10,8 +10,7 @@ from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.storage import is_same_place
 from finetune_operator.reconcile.records.finalizer import Record
-from finetune_operator.status.conditions import find
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.conditions import find, is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
 

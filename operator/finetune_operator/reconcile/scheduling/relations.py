@@ -33,7 +33,7 @@ from finetune_operator.reconcile.inputs.indexes import (
 )
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.users import waits_for_users
-from finetune_operator.status.budgetuse import exhausted, is_counted
+from finetune_operator.status.budget_use import exhausted, is_counted
 
 
 class IndexedObjects(Protocol):

@@ -22,7 +22,7 @@ from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.nodepool import NodePool
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Working
-from finetune_operator.stagetable import pod_names
+from finetune_operator.stage_table import pod_names
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage

@@ -13,7 +13,7 @@ from finetune_operator.observe.pod_status import has_ended as has_pod_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import find_row
+from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import Reason
 
 SETTLING_TIME: Final = timedelta(seconds=10)

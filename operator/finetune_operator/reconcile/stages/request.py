@@ -11,7 +11,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import Expected
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
-from finetune_operator.stagetable import STAGES, StageRow
+from finetune_operator.stage_table import STAGES, StageRow
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage

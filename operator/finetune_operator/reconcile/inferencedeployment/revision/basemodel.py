@@ -31,7 +31,7 @@ from finetune_operator.reconcile.platform.profiles import resolve_profile, resol
 from finetune_operator.reconcile.platform.storage import check_claim, check_source, check_store
 from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, result
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
-from finetune_operator.stagetable import JobStage
+from finetune_operator.stage_table import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.serving import DownloadConfig, StoredModel

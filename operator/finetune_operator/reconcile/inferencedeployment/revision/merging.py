@@ -23,7 +23,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, result
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import JobStage
+from finetune_operator.stage_table import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef

@@ -27,7 +27,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform.storage import check_model_cache
 from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import JobStage
+from finetune_operator.stage_table import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 
 FILL: Final[JobStage] = "fill"

@@ -12,7 +12,7 @@ from finetune_operator.reconcile.platform.queues import check_choice, check_queu
 from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved import not_implemented
+from finetune_operator.status.reserved_fields import not_implemented
 
 
 def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:

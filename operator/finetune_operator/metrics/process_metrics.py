@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and histograms of this process, and the values of their labels."""
+"""Counters and histograms of this process, and the values of their labels.
 
+Drop series of namespaces and ComputeProfiles some time after the last object that they count.
+
+Metrics about the process itself.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 from typing import Final, get_args
@@ -14,11 +22,14 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 import finetune_operator
 from finetune_operator.api.inference_deployment import RevisionResult
 from finetune_operator.api.rollout_strategy import StrategyType
 from finetune_operator.api.stage_status import LOST_CAUSES
+from finetune_operator.plan import Key
 from finetune_trainer.contract.analysis import AnalysisVerdict
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage
@@ -286,3 +297,113 @@ class OperatorMetrics:
         self.reconcile_seconds.labels(kind, result).observe(seconds)
         if result in ERROR_RESULTS:
             self.reconcile_errors.labels(kind, result).inc()
+
+
+class SeriesRetention:
+    """Drops series after their namespace or ComputeProfile has been gone for a whole period.
+
+    Dropping them at once would lose values that were counted after the last scrape.
+
+    Args:
+        metrics: the metrics whose series to drop.
+        keys: returns the keys of all objects of our kinds.
+        period: seconds between two sweeps; longer than many scrapes.
+    """
+
+    def __init__(self, metrics: OperatorMetrics, keys: Callable[[], Iterable[Key]], period: float) -> None:
+        self._metrics = metrics
+        self._keys = keys
+        self._period = period
+        self._gone_namespaces: frozenset[str] = frozenset()
+        self._gone_profiles: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Sweep once per period, without end."""
+        while True:
+            await asyncio.sleep(self._period)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Drop the series of what was gone at the last sweep and is still gone."""
+        namespaces, profiles = set(), set()
+        for key in self._keys():
+            if key.kind == "ComputeProfile":
+                profiles.add(key.name)
+            else:
+                namespaces.add(key.namespace)
+        gone = frozenset(self._metrics.namespaces - namespaces)
+        for namespace in gone & self._gone_namespaces:
+            self._metrics.forget_namespace(namespace)
+        self._gone_namespaces = gone
+        gone = frozenset(self._metrics.profiles - profiles)
+        for profile in gone & self._gone_profiles:
+            self._metrics.forget_profile(profile)
+        self._gone_profiles = gone
+
+
+@dataclass(frozen=True)
+class ProcessStateCollector(Collector):
+    """Gauges from the parts of the process, read at each scrape."""
+
+    depth: Callable[[], int]
+    """Number of keys that wait for a worker."""
+    ages: Callable[[], Mapping[str, float]]
+    """Seconds since the last activity of each watch."""
+    active: Callable[[], bool]
+    """Whether this process is the active one."""
+    lease_transitions: Callable[[], int]
+    """Number of transitions of the Lease."""
+    report_up: Callable[[], bool | None]
+    """Whether pods can reach the report endpoint; None if it is disabled."""
+    outdated: Callable[[], int] = lambda: 0
+    """Number of our kinds whose CustomResourceDefinition is outdated."""
+    large_namespaces: Callable[[], int] = lambda: 0
+    """Number of namespaces whose objects exceed the bound of the caches."""
+    other_installation: Callable[[], str] = lambda: ""
+    """The Lease of another installation that reconciles the same namespaces; empty if there is none."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("finetune_queue_depth", "Objects that wait for a worker.", value=self.depth())
+        age = GaugeMetricFamily(
+            "finetune_watch_age_seconds", "Time since the last activity of the watch.", labels=("resource",)
+        )
+        for resource, seconds in self.ages().items():
+            age.add_metric((resource,), seconds)
+        yield age
+        yield GaugeMetricFamily(
+            "finetune_outdated_definitions",
+            "Kinds whose CustomResourceDefinition is older than this operator, which waits for an update.",
+            value=self.outdated(),
+        )
+        yield GaugeMetricFamily(
+            "finetune_large_namespaces",
+            "Namespaces whose objects need more memory than the operator grants to one namespace. It changes"
+            " nothing there, and its log names them.",
+            value=self.large_namespaces(),
+        )
+        yield GaugeMetricFamily(
+            "finetune_other_installation",
+            "1 while another installation reconciles the same namespaces and this one waits for it.",
+            value=float(bool(self.other_installation())),
+        )
+        active = self.active()
+        yield GaugeMetricFamily(
+            "finetune_active", "1 for the process that holds the Lease.", value=float(active)
+        )
+        transitions = CounterMetricFamily(
+            "finetune_lease_transitions",
+            "Transitions of the Lease, from the active process.",
+            labels=(),
+        )
+        up = GaugeMetricFamily(
+            "finetune_report_up",
+            "1 while the report endpoint is published, from the active process; absent if it is disabled.",
+            labels=(),
+        )
+        if active:
+            transitions.add_metric((), self.lease_transitions())
+            reachable = self.report_up()
+            if reachable is not None:
+                up.add_metric((), float(reachable))
+        yield transitions
+        yield up

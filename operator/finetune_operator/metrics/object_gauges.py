@@ -1,21 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gauges about objects, computed from the caches at each scrape."""
+"""Names, status and conditions of objects of any kind.
+
+Gauges of the budgets of ComputeProfiles, and of what waits for them.
+
+Gauges of endpoints and their revisions.
+
+Gauges about objects, computed from the caches at each scrape.
+"""
 
 import math
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.metrics.budgetgauges import budget_gauge, used_shares, waiting_gauge
-from finetune_operator.metrics.endpointgauges import endpoint_gauges, is_troubled
-from finetune_operator.metrics.objectstatus import object_names, object_status, true_reason
+from finetune_operator.api.compute_profile import is_marked_default
 from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
+from finetune_operator.status.budget_use import shares_used
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
+
+
+def object_names(obj: Manifest) -> tuple[str, str]:
+    """Namespace and name."""
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def object_status(obj: Manifest) -> dict[str, Any]:
+    """The status; empty if there is none."""
+    status: dict[str, Any] = obj.get("status") or {}
+    return status
+
+
+def true_reason(status: dict[str, Any], type_: str) -> str | None:
+    """The reason of a condition that is True."""
+    return next(
+        (
+            condition["reason"]
+            for condition in status.get("conditions", ())
+            if condition["type"] == type_ and condition["status"] == "True"
+        ),
+        None,
+    )
+
+
+def condition_status(status: dict[str, Any], type_: str) -> str | None:
+    """The status of a condition; None if the object does not have it."""
+    return next((each["status"] for each in status.get("conditions", ()) if each["type"] == type_), None)
+
+
+class UsedShare(NamedTuple):
+    """Share of a budget that one namespace has used."""
+
+    share: float
+    namespace: str
+    profile: str
+
+
+def used_shares(profiles: Iterable[Manifest], namespaces: Collection[str]) -> list[UsedShare]:
+    """All of these ComputeProfiles and namespaces, the largest first."""
+    found = (
+        UsedShare(share, namespace, profile["metadata"]["name"])
+        for profile in profiles
+        for namespace, share in shares_used(profile).items()
+        if namespace in namespaces
+    )
+    return sorted(found, reverse=True)
+
+
+def budget_gauge(shares: Iterable[UsedShare]) -> Metric:
+    """One series per namespace and ComputeProfile."""
+    gauge = GaugeMetricFamily(
+        "finetune_budget_used_ratio",
+        "Share of a ComputeProfile's budget that the namespace has used in the current period; 1 or more: it"
+        " is exhausted. Absent for namespaces that have used nothing, and for those without FineTuneJobs,"
+        " unfinished Evaluations, Datasets and InferenceDeployments.",
+        labels=("namespace", "profile"),
+    )
+    for each in shares:
+        gauge.add_metric((each.namespace, each.profile), each.share)
+    return gauge
+
+
+def waiting_gauge(objects: Iterable[Manifest], profiles: Iterable[Manifest]) -> Metric:
+    """One series per kind, namespace and ComputeProfile of these FineTuneJobs and Evaluations."""
+    gauge = GaugeMetricFamily(
+        "finetune_budget_waiting",
+        "FineTuneJobs and Evaluations that wait for a budget of their namespace, by the ComputeProfile of"
+        " their next stage. Absent if there are none.",
+        labels=("kind", "namespace", "profile"),
+    )
+    default = next((each["metadata"]["name"] for each in profiles if _is_default(each["metadata"])), "")
+    waiting = Tally(
+        (each["kind"], each["metadata"]["namespace"], _next_profile(each) or default)
+        for each in objects
+        if true_reason(object_status(each), ConditionType.RECONCILING) == Reason.BUDGET_EXHAUSTED
+    )
+    for labels, number in sorted(waiting.items()):
+        gauge.add_metric(labels, number)
+    return gauge
+
+
+def _next_profile(obj: Manifest) -> str | None:
+    """The ComputeProfile of the next stage with devices; None for the default of a new object."""
+    spec, status = obj.get("spec") or {}, object_status(obj)
+    of_evaluation = (spec.get("evaluation") or {}).get("profile") if status.get("checkpoints") else None
+    resolved = (status.get("resolved") or {}).get("profile")
+    profile: str | None = of_evaluation or resolved or (spec.get("compute") or {}).get("profile")
+    return profile
+
+
+def _is_default(metadata: Mapping[str, Any]) -> bool:
+    return is_marked_default(metadata.get("annotations") or {}, metadata.get("labels") or {})
+
+
+def endpoint_gauges(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
+    """Gauges of these InferenceDeployments and of their revisions with requests or a rollout."""
+    names = ("namespace", "inferencedeployment")
+    models = GaugeMetricFamily(
+        "finetune_endpoint_models", "Models in the spec of the InferenceDeployment.", labels=names
+    )
+    served = GaugeMetricFamily("finetune_endpoint_models_served", "Models that it serves.", labels=names)
+    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas in its spec.", labels=names)
+    ready = GaugeMetricFamily(
+        "finetune_endpoint_replicas_ready", "Replicas of the live revision that are ready.", labels=names
+    )
+    waiting = GaugeMetricFamily(
+        "finetune_endpoint_waiting_for_checkpoint",
+        "1 while a model that it follows has no checkpoint that it may serve.",
+        labels=names,
+    )
+    outdated = GaugeMetricFamily(
+        "finetune_endpoint_image_outdated",
+        "1 while it serves with an image older than the security floor of the operator's chart.",
+        labels=names,
+    )
+    without_capacity = GaugeMetricFamily(
+        "finetune_endpoint_waiting_for_capacity",
+        "1 while its rollout waits for devices, or for a step of a canary to get them.",
+        labels=names,
+    )
+    routed = GaugeMetricFamily(
+        "finetune_endpoint_route_accepted",
+        "1 while all gateways have accepted its HTTPRoute, else 0; absent without a route.",
+        labels=names,
+    )
+    weight = GaugeMetricFamily(
+        "finetune_endpoint_revision_weight_ratio",
+        "Share of the requests that are routed to a revision, 0 to 1.",
+        labels=(*names, "revision"),
+    )
+    since = GaugeMetricFamily(
+        "finetune_endpoint_revision_state_timestamp_seconds",
+        "Unix time at which the state of a revision began, as in status.revisions; absent for revisions that"
+        " are retired, failed or rolled back.",
+        labels=(*names, "revision", "state"),
+    )
+    cost = GaugeMetricFamily(
+        "finetune_endpoint_hourly_cost",
+        "Cost per hour of the devices that its pods hold, ready or not, in the currency's unit, as in"
+        " status.cost; absent without a price.",
+        labels=(*names, "currency"),
+    )
+    for endpoint in endpoints:
+        labels, spec, status = object_names(endpoint), endpoint["spec"], object_status(endpoint)
+        models.add_metric(labels, len(spec["models"]))
+        served.add_metric(labels, _models_served(status))
+        replicas.add_metric(labels, spec.get("replicas", 1))
+        ready.add_metric(labels, status.get("readyReplicas", 0))
+        reason = true_reason(status, ConditionType.RECONCILING)
+        waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
+        without_capacity.add_metric(labels, float(reason == Reason.NO_CAPACITY_FOR_SURGE))
+        accepted = condition_status(status, ConditionType.ROUTE_ACCEPTED)
+        if accepted is not None:
+            routed.add_metric(labels, float(accepted == "True"))
+        for revision in _present(status):
+            weight.add_metric((*labels, revision["name"]), (revision.get("weight") or 0) / 100)
+            if revision.get("since"):
+                began = parse_time(revision["since"]).timestamp()
+                since.add_metric((*labels, revision["name"], revision["state"]), began)
+        held = status.get("cost") or {}
+        if "amountPerHour" in held:
+            cost.add_metric((*labels, held.get("currency", "")), held["amountPerHour"])
+        outdated.add_metric(labels, float(condition_status(status, ConditionType.IMAGE_CURRENT) == "False"))
+    yield from (
+        models,
+        served,
+        replicas,
+        ready,
+        waiting,
+        without_capacity,
+        outdated,
+        routed,
+        weight,
+        since,
+        cost,
+    )
+
+
+def is_troubled(endpoint: Manifest) -> bool:
+    """Whether one of the gauges above has a value for which an alert fires, or the analysis is needed."""
+    spec, status = endpoint["spec"], object_status(endpoint)
+    reason = true_reason(status, ConditionType.RECONCILING)
+    return (
+        _models_served(status) < len(spec["models"])
+        or (status.get("readyReplicas", 0) == 0 and spec.get("replicas", 1) > 0)
+        or reason == Reason.NO_CAPACITY_FOR_SURGE
+        or condition_status(status, ConditionType.ROUTE_ACCEPTED) in {"False", "Unknown"}
+        or condition_status(status, ConditionType.IMAGE_CURRENT) == "False"
+    )
+
+
+def _models_served(status: dict[str, Any]) -> int:
+    return sum(1 for model in status.get("models", ()) if model.get("digest"))
+
+
+def _present(status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Revisions that get requests, or have not ended."""
+    for revision in status.get("revisions", ()):
+        if revision.get("weight") or revision["state"] not in ENDED:
+            yield revision
+
 
 MAX_SERIES_PER_KIND: Final = 2000
 """Objects of a kind that have their own series, by default.
