@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_operator.engine.listing import RELIST_SECONDS
+from finetune_operator.engine.watches import RELIST_SECONDS
 from tests.faults.faults import DisturbedWrite, Fault, LostEvent
 from tests.faults.laboratory import Verdicts
 from tests.faults.matrix import IMPATIENT_SECONDS
@@ -39,12 +39,12 @@ PASSES_OVER_A_FAILED_CREATE = Edit(
     "                return\n",
 )
 DOES_NOT_LOOK_AGAIN = Edit(
-    "engine/worker.py",
+    "engine/queue.py",
     'reconciling again", _name(key), error)\n            self._queue.retry(key)\n',
     'reconciling again", _name(key), error)\n',
 )
 NEVER_LISTS_AGAIN = Edit(
-    "engine/reflector.py",
+    "engine/watches.py",
     '                self._resource_version = ""\n                wait',
     "                wait",
 )

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from finetune_operator.engine.listing import RELIST_SECONDS
+from finetune_operator.engine.watches import RELIST_SECONDS
 from tests.faults.faults import Disturbance
 from tests.faults.releases import Edit
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 import yaml
 
+from finetune_operator.engine.client import error_of
 from finetune_operator.engine.errors import Undeclared
-from finetune_operator.engine.transport import error_of
 from tests.integration.api import Api
 from tests.integration.operators import Operators
 from tests.waiting import eventually

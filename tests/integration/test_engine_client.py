@@ -8,17 +8,12 @@ from uuid import uuid4
 
 import pytest
 
-from finetune_operator.engine.applying import Stamp
-from finetune_operator.engine.client import KubernetesClient
+from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Gone, NameConflict, Rejected, Unavailable
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.reflector import Reflector
+from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.resources import JOB, SERVICE, ResourceType, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.sweeper import Sweeper
-from finetune_operator.engine.transport import load_configuration
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import Reflector, Sweeper, Watches
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.runtime.caches import KIND_TYPES
 from tests.integration.api import Api
@@ -442,7 +437,7 @@ async def test_a_reflector_lists_again_when_the_history_it_would_need_is_gone(
 async def test_a_watch_that_breaks_after_a_long_life_is_opened_again_at_once(
     cluster: KubernetesClient, namespace: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("finetune_operator.engine.reflector.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("finetune_operator.engine.watches.MAX_WAIT_SECONDS", 0.2)
 
     async def break_after_long(*_: Any, **__: Any) -> AsyncGenerator[Manifest]:
         yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "1"}}}

@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.lease import Lease, LeaseTimes
-from finetune_operator.engine.leasethread import LeaseThread
+from finetune_operator.engine.client import KubernetesClient, load_configuration
+from finetune_operator.engine.lease import Lease, LeaseThread, LeaseTimes
 from finetune_operator.engine.resources import ResourceTypes
-from finetune_operator.engine.transport import load_configuration
 from tests.integration.api import Api
 from tools.cluster import ControlPlane
 

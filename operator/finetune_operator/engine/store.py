@@ -7,17 +7,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from finetune_operator.engine.metadata import version, without_field_names
-from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound, footprint
-from finetune_operator.engine.packing import (
+from finetune_operator.engine.cache_memory import (
+    MEBIBYTE,
     NEVER,
+    NamespaceBound,
     Packer,
     PackingPolicy,
     StoredObject,
     StoredObjects,
     Unsettled,
     compact,
+    footprint,
 )
+from finetune_operator.engine.resources import version, without_field_names
 from finetune_operator.plan import Manifest
 
 MAX_TOMBSTONES: Final = 10_000

@@ -3,16 +3,30 @@
 
 A frozen watch shows no error: only the time since its last event reveals it. A watch that is refused is not
 frozen: it gets responses, and needs a right.
+
+Read a complete list into a store, page by page, so that at most one unprocessed page is in memory.
+
+Keep the store of one type current: list, watch for a while, list again.
+
+Periodic full lists of the types that Kopf watches.
+
+Kopf lists again after a gap, but reports no deletions in it, and a watch may freeze without an error. A list
+finds both. It removes what is gone, and the watch counts as alive only if the list finds no missed change.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
-from finetune_operator.engine.errors import Rejected
+from finetune_operator.engine.client import KubernetesClient
+from finetune_operator.engine.errors import ApiError, Rejected
+from finetune_operator.engine.resources import ResourceType
+from finetune_operator.engine.store import ObjectStore
+from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -142,3 +156,258 @@ class Watches:
     def _notify(self, namespace: str) -> None:
         for listener in self._listeners:
             listener(namespace)
+
+
+RELIST_SECONDS: Final = 600
+"""Seconds between two lists of a type, which find changes that the watch missed."""
+
+
+BATCH_SIZE: Final = 10
+"""Number of objects after which the list yields to the event loop: a few milliseconds of work."""
+
+
+class Listed(NamedTuple):
+    """Result of a list."""
+
+    resource_version: str
+    """Resource version of the list."""
+    missed: int
+    """Number of changes that the store did not know before the list."""
+
+
+async def take_list(
+    cluster: KubernetesClient,
+    store: ObjectStore,
+    type_: ResourceType,
+    namespace: str = "",
+    selector: str = "",
+) -> Listed:
+    """Make the store equal to the objects that exist.
+
+    A list from a restored etcd begins a new epoch of the store.
+
+    Args:
+        cluster: client of the API server.
+        store: store of this type; it has only objects that match the selector.
+        type_: type of the objects.
+        namespace: namespace to list; empty: all.
+        selector: label selector.
+
+    Raises:
+        ApiError: the list is incomplete. The store keeps the pages that were read.
+    """
+    uids: set[str] = set()
+    missed, resource_version, seen_before = 0, "", store.newest
+    async for page, listed_at in cluster.pages(type_, namespace, selector):
+        resource_version = listed_at
+        if _is_of_another_epoch(store, page, int(listed_at), seen_before):
+            store.begin_epoch()
+            seen_before = 0
+        store.note_version(int(listed_at))
+        for number, obj in enumerate(page, 1):
+            uids.add(obj["metadata"]["uid"])
+            missed += store.put(obj)
+            if number % BATCH_SIZE == 0:
+                # Parsing, indexing and packing a whole page would hold up the rest of the process.
+                await asyncio.sleep(0)
+    return Listed(resource_version, missed + store.prune(uids, resource_version, namespace))
+
+
+def _is_of_another_epoch(store: ObjectStore, page: list[Manifest], listed_at: int, seen_before: int) -> bool:
+    """Whether etcd was restored from a snapshot since `seen_before`, the newest version before the list.
+
+    Without a restore, no list is older than what was seen before it. After a restore a list is older, until
+    as many versions have been written as were lost. From then on, single objects are older than before.
+    """
+    return listed_at < seen_before or any(store.is_older_than_known(obj, listed_at) for obj in page)
+
+
+RECONNECT_SECONDS: Final = 0.1
+MAX_WAIT_SECONDS: Final = 30.0
+
+
+class Reflector:
+    """Reflector of one type in one namespace (or all), restricted by a label selector."""
+
+    def __init__(
+        self,
+        cluster: KubernetesClient,
+        type_: ResourceType,
+        store: ObjectStore,
+        watches: Watches,
+        *,
+        namespace: str = "",
+        selector: str = "",
+        relist_seconds: int = RELIST_SECONDS,
+    ) -> None:
+        self.name = watch_name(type_.plural, namespace)
+        self._cluster = cluster
+        self._type = type_
+        self._store = store
+        self._watches = watches
+        self._namespace = namespace
+        self._selector = selector
+        self._relist_seconds = relist_seconds
+        self._resource_version = ""
+        """Resource version of the last list or event; empty: a list is needed."""
+        self._is_broken = False
+        """Whether a watch after this list has broken."""
+        watches.expect(self.name)
+
+    async def run(self) -> None:
+        """Run until cancelled. After every error of the API server, wait and try again."""
+        clock = asyncio.get_running_loop().time
+        wait = RECONNECT_SECONDS
+        while True:
+            began = clock()
+            try:
+                if not self._resource_version:
+                    await self._list()
+                await self._watch()
+                # A list finds changes that the watch missed.
+                self._resource_version = ""
+                wait = RECONNECT_SECONDS
+            except ApiError as error:
+                if isinstance(error, Rejected):
+                    # Usually 410: the API server has dropped the history since this version.
+                    self._resource_version = ""
+                    self._watches.refused(self.name, error)
+                if clock() - began > MAX_WAIT_SECONDS:
+                    wait = RECONNECT_SECONDS
+                logger.warning("cannot watch %s: %s; next try in %.1f s", self.name, error, wait)
+                await asyncio.sleep(wait)
+                wait = min(MAX_WAIT_SECONDS, wait * 2)
+
+    async def _list(self) -> None:
+        listed = await take_list(self._cluster, self._store, self._type, self._namespace, self._selector)
+        self._resource_version = listed.resource_version
+        self._is_broken = False
+        self._watches.synced(self.name)
+
+    async def _watch(self) -> None:
+        """Watch from the newest version until the server ends the stream.
+
+        Raises:
+            Rejected: a list is needed first.
+        """
+        if self._is_broken and await self._is_restored():
+            # An API server with a restored etcd sends no events before it reaches the requested version.
+            return
+        self._is_broken = True
+        stream = self._cluster.watch(
+            self._type, self._namespace, self._selector, self._resource_version, seconds=self._relist_seconds
+        )
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                self._watches.beat(self.name)
+                obj = event["object"]
+                if event["type"] == "ERROR":
+                    raise Rejected(obj.get("code", 0), obj.get("reason", ""), obj.get("message", ""))
+                self._take(event["type"], obj)
+                self._resource_version = obj["metadata"]["resourceVersion"]
+                self._store.note_version(int(self._resource_version))
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _is_restored(self) -> bool:
+        """Whether the API server has only older versions, because its etcd was restored."""
+        newest = await self._cluster.newest(self._type, self._namespace)
+        return newest < int(self._resource_version)
+
+    def _take(self, event: str, obj: Manifest) -> None:
+        if event in {"ADDED", "MODIFIED"}:
+            self._store.put(obj)
+        elif event == "DELETED":
+            # Also sent for an object whose labels do not match the selector any more.
+            self._store.remove(obj)
+
+
+FIRST_RETRY_SECONDS: Final = 2.0
+MAX_RETRY_SECONDS: Final = 30.0
+TRY_SECONDS: Final = 1
+
+
+class Sweeper:
+    """Lists one type, in one namespace (or all): at the start, every `period_seconds`, and on request."""
+
+    def __init__(
+        self,
+        cluster: KubernetesClient,
+        type_: ResourceType,
+        store: ObjectStore,
+        watches: Watches,
+        *,
+        namespace: str = "",
+        period_seconds: float,
+    ) -> None:
+        self.name = watch_name(type_.plural, namespace)
+        self._cluster = cluster
+        self._type = type_
+        self._store = store
+        self._watches = watches
+        self._namespace = namespace
+        self._period_seconds = period_seconds
+        self._requested = asyncio.Event()
+        watches.expect(self.name)
+
+    def request(self) -> None:
+        """List as soon as possible, because the watch may have missed a change."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Run until cancelled. While the type is not installed or may not be listed, try again."""
+        wait = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                await self._sweep()
+            except ApiError as error:
+                if isinstance(error, Rejected):
+                    self._watches.refused(self.name, error)
+                logger.warning("%s; next try in %.0f s", self._explained(error), wait)
+                await asyncio.sleep(wait)
+                wait = min(MAX_RETRY_SECONDS, wait * 2)
+            else:
+                wait = FIRST_RETRY_SECONDS
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._requested.wait(), self._period_seconds)
+
+    async def catch_up(self) -> None:
+        """Make the store equal to the objects that exist now, without waiting for the watch.
+
+        It retries until it succeeds, except if the type may not be listed.
+        """
+        while self._watches.is_known(self.name):
+            try:
+                await take_list(self._cluster, self._store, self._type, self._namespace)
+            except ApiError as error:
+                logger.warning("%s; the first pass waits for this list", self._explained(error))
+                if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
+                    return
+                await asyncio.sleep(FIRST_RETRY_SECONDS)
+            else:
+                return
+
+    async def _sweep(self) -> None:
+        self._requested.clear()
+        listed = await take_list(self._cluster, self._store, self._type, self._namespace)
+        if listed.missed == 0 or not self._watches.is_known(self.name):
+            self._watches.synced(self.name)
+        else:
+            logger.info("a list of %s found %d changes before the watch", self.name, listed.missed)
+            await self._try_watch(listed.resource_version)
+
+    async def _try_watch(self, resource_version: str) -> None:
+        """Open a watch for a moment: if it is refused, the watch that missed changes is not frozen."""
+        stream = self._cluster.watch(self._type, self._namespace, "", resource_version, seconds=TRY_SECONDS)
+        try:
+            async with contextlib.aclosing(stream):
+                async for _ in stream:
+                    return
+        except Rejected as error:
+            self._watches.refused(self.name, error)
+            logger.warning("cannot watch %s: %s", self.name, error)
+
+    def _explained(self, error: ApiError) -> str:
+        if isinstance(error, Rejected) and error.code == HTTPStatus.NOT_FOUND:
+            version = self._type.api_version
+            return f"{self._type.plural} of {version} are not installed: apply the CRDs of this release"
+        return f"cannot list {self.name}: {error}"

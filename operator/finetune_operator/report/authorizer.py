@@ -8,8 +8,7 @@ from typing import Final
 
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.metadata import controller
-from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
+from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW, controller
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 from finetune_operator.report.reviewedtokens import ReviewedTokens

@@ -7,9 +7,9 @@ import ssl
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
+from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.report import certificate, endpointslice
 from finetune_operator.report.server import ReportServer

@@ -6,8 +6,7 @@ from typing import Final
 
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import API_VERSION, GROUP
-from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound
-from finetune_operator.engine.packing import NEVER, PackingPolicy
+from finetune_operator.engine.cache_memory import MEBIBYTE, NEVER, NamespaceBound, PackingPolicy
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from finetune_operator.engine.transport import load_configuration
+from finetune_operator.engine.client import load_configuration
 from finetune_operator.runtime import logs
 from finetune_operator.runtime.garbage import exempt_survivors
 from finetune_operator.runtime.process import Process

@@ -11,11 +11,9 @@ from secrets import token_bytes
 from typing import Final
 
 from finetune_operator.api.meta import Model, Resource, keep_unknown
-from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.namespacebound import MEBIBYTE
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.cache_memory import MEBIBYTE
+from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared, is_refusal
+from finetune_operator.engine.executor import EventRecorder, Executor
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER, SELECTOR
 from finetune_operator.manifests.peerservice import KEY_BYTES

@@ -8,10 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.listing import RELIST_SECONDS
-from finetune_operator.engine.metadata import version
-from finetune_operator.engine.sweeper import Sweeper
-from finetune_operator.engine.watches import Watches, watch_name
+from finetune_operator.engine.resources import version
+from finetune_operator.engine.watches import RELIST_SECONDS, Sweeper, Watches, watch_name
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES, Caches, key_of
 

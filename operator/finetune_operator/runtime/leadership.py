@@ -10,10 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from finetune_operator.engine.installations import Installations
-from finetune_operator.engine.leasethread import LeaseThread
-from finetune_operator.engine.queue import WorkQueue
-from finetune_operator.engine.worker import ReconcileWorkers
+from finetune_operator.engine.lease import Installations, LeaseThread
+from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.plan import Key
 
 logger = logging.getLogger(__name__)

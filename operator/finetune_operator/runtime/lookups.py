@@ -18,8 +18,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.errors import ApiError, PageTooLarge, Rejected
-from finetune_operator.engine.refusals import is_refusal, refusal
+from finetune_operator.engine.errors import ApiError, PageTooLarge, Rejected, is_refusal, refusal
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.secondaries import (

@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar, cast
 from pydantic import ValidationError
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.metadata import version
+from finetune_operator.engine.resources import version
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.base import lenient_validator

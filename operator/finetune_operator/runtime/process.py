@@ -10,16 +10,12 @@ from typing import Any, Final
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.meta import GROUP
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.installations import Installations, Mark
-from finetune_operator.engine.lease import Lease, LeaseTimes
-from finetune_operator.engine.leasethread import LeaseThread
+from finetune_operator.engine.executor import Stamp
+from finetune_operator.engine.lease import Installations, Lease, LeaseThread, LeaseTimes, Mark
 from finetune_operator.engine.queue import WorkQueue
-from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
-from finetune_operator.engine.sweeper import Sweeper
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import Reflector, Sweeper, Watches
 from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, OPERATOR, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
 from finetune_operator.metrics.device_gauges import DeviceCollector

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune_operator.api.meta import DNS_LABEL
-from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES
+from finetune_operator.engine.watches import RELIST_SECONDS
 from finetune_operator.metrics.object_gauges import MAX_SERIES_PER_KIND
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"

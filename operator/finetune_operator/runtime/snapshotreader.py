@@ -15,8 +15,7 @@ from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
-from finetune_operator.engine.metadata import controller
-from finetune_operator.engine.resources import JOB, POD, ResourceType
+from finetune_operator.engine.resources import JOB, POD, ResourceType, controller
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_operator.reconcile.inputs.deviceuse import DeviceUse

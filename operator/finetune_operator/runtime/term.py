@@ -7,14 +7,11 @@ import secrets
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
+from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.watches import Watches
-from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.manifests.labels import OPERATOR, RECORDED_RUN, STAGE
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention

@@ -12,7 +12,7 @@ from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
-from finetune_operator.engine.refusals import refusal
+from finetune_operator.engine.errors import refusal
 from finetune_operator.engine.resources import (
     HTTP_ROUTE,
     LOCAL_QUEUE,

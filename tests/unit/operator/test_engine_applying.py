@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detecting from the cache whether an apply would change anything."""
 
-from finetune_operator.engine.applying import Stamp
+from finetune_operator.engine.executor import Stamp
 from finetune_operator.plan import Manifest
 
 STAMP = Stamp("example.com/applied")

@@ -9,11 +9,9 @@ import pytest
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
-from finetune_operator.engine.installations import EVERYWHERE, RECHECK_SECONDS, Installations, Mark
-from finetune_operator.engine.leasethread import LeaseThread
-from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.lease import EVERYWHERE, RECHECK_SECONDS, Installations, LeaseThread, Mark
+from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.resources import CLUSTER_ROLE_BINDING, LEASE, ResourceType
-from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.runtime.leadership import Leadership
 from tests.unit.operator.skippingclock import run

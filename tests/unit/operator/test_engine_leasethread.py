@@ -14,8 +14,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, NotActive
-from finetune_operator.engine.lease import Lease, LeaseTimes
-from finetune_operator.engine.leasethread import LeaseThread
+from finetune_operator.engine.lease import Lease, LeaseThread, LeaseTimes
 from finetune_operator.engine.resources import JOB, ResourceTypes
 from finetune_operator.plan import Manifest
 from tests.waiting import eventually

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.engine.packing import Packer, PackingPolicy
+from finetune_operator.engine.cache_memory import Packer, PackingPolicy
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 

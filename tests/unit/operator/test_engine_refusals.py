@@ -10,11 +10,9 @@ import pytest
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
-from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.sweeper import Sweeper
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import Reflector, Sweeper, Watches
 from finetune_operator.plan import Manifest
 
 NAME = "pods/team-a"
@@ -60,8 +58,8 @@ def sweeper(cluster: Forbidding, store: ObjectStore, watches: Watches) -> Corout
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_operator.engine.reflector.RECONNECT_SECONDS", 0.01)
-    monkeypatch.setattr("finetune_operator.engine.sweeper.FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_operator.engine.watches.RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_operator.engine.watches.FIRST_RETRY_SECONDS", 0.01)
 
 
 @asynccontextmanager
@@ -108,7 +106,7 @@ async def test_a_list_that_is_refused_later_keeps_the_process_alive_and_the_watc
 async def test_a_watch_that_misses_changes_is_frozen_unless_it_is_refused(
     monkeypatch: pytest.MonkeyPatch, watchable: bool, silence: float
 ) -> None:
-    monkeypatch.setattr("finetune_operator.engine.sweeper.TRY_SECONDS", 0)
+    monkeypatch.setattr("finetune_operator.engine.watches.TRY_SECONDS", 0)
     now = 0.0
     cluster, watches = Forbidding(), Watches(lambda: now)
     cluster.allowed.set()

@@ -9,16 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, Unavailable
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.listing import BATCH_SIZE, take_list
-from finetune_operator.engine.reflector import Reflector
+from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.watches import Watches
+from finetune_operator.engine.watches import BATCH_SIZE, Reflector, Watches, take_list
 from finetune_operator.plan import Manifest
 
 

@@ -5,11 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Gone
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.resources import JOB, POD, ResourceType, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Create, Manifest, Plan

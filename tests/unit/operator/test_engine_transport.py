@@ -8,10 +8,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import MAX_PAGE_BYTES, KubernetesClient
+from finetune_operator.engine.client import MAX_PAGE_BYTES, KubernetesClient, error_of, proxy_of
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable, Undeclared
 from finetune_operator.engine.resources import JOB, SERVICE, TOKEN_REVIEW, ResourceType, ResourceTypes
-from finetune_operator.engine.transport import error_of, proxy_of
 
 
 def status(**fields: object) -> bytes:

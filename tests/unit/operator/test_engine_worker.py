@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from finetune_operator.engine.errors import Rejected, Unavailable
-from finetune_operator.engine.queue import WorkQueue
-from finetune_operator.engine.worker import ReconcileWorkers
+from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.plan import Key
 from tests.unit.operator import skippingclock
 from tests.unit.operator.skippingclock import clock

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from finetune_operator.engine.refusals import refusal
+from finetune_operator.engine.errors import refusal
 from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
 from finetune_operator.plan import Manifest
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
+from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.resources import SECRET, ResourceTypes
 from finetune_operator.plan import Manifest
 from finetune_operator.report.authorizer import Authorizer

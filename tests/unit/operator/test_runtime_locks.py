@@ -12,13 +12,10 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.engine.applying import Stamp
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.events import EventRecorder
-from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
+from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.resources import ResourceTypes
-from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts

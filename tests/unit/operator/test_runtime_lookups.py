@@ -11,8 +11,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.errors import ApiError, Rejected, Unavailable
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.errors import ApiError, Rejected, Unavailable, is_refusal
 from finetune_operator.engine.resources import (
     CLAIM,
     HTTP_ROUTE,

@@ -7,9 +7,8 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from finetune_operator.engine.client import KubernetesClient
+from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
-from finetune_operator.engine.transport import load_configuration
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.cluster import ControlPlane

@@ -5,7 +5,7 @@ from collections import defaultdict
 from datetime import datetime
 from typing import NamedTuple
 
-from finetune_operator.engine.metadata import controller
+from finetune_operator.engine.resources import controller
 from finetune_operator.observe.device_usage import job_devices, profile_of
 from finetune_operator.observe.pod_status import parse_time
 from finetune_operator.plan import Manifest

@@ -11,8 +11,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import ClassVar, Final
 
-from finetune_operator.engine.metadata import controller, controller_uid
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import (
     CLAIM,
     DEPLOYMENT,
@@ -28,6 +27,8 @@ from finetune_operator.engine.resources import (
     SERVICE,
     WORKLOAD,
     ResourceType,
+    controller,
+    controller_uid,
 )
 from finetune_operator.engine.store import Indexer, Transform
 from finetune_operator.manifests.labels import ANALYZED, OPERATOR, RUN, SELECTOR

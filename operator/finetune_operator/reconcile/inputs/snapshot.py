@@ -13,7 +13,7 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import EVENT, NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.observe.admission import Admission, Positions

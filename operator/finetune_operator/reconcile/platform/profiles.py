@@ -7,7 +7,7 @@ from typing import Final
 from finetune_operator.api.compute_profile import BUILT_IN, DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.references import NAMESPACE_PLACEHOLDER, StoreReference
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
 from finetune_operator.manifests.trainerimage import trainer_of

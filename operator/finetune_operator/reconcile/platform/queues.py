@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_operator.api.compute import QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOADS, POD, WORKLOAD
 from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
 from finetune_operator.observe.admission import waiting_since

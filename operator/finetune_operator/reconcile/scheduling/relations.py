@@ -8,7 +8,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile, is_marked_default
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.dataset_version import DatasetVersion
-from finetune_operator.engine.metadata import controller
+from finetune_operator.engine.resources import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.observe.device_usage import job_devices, profile_of, use_of
 from finetune_operator.plan import Key, Manifest

@@ -11,9 +11,8 @@ from http import HTTPStatus
 
 from finetune_operator.api.endpoint_access import EndpointGateway
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.engine.metadata import applied_whole, controller_uid
-from finetune_operator.engine.refusals import is_refusal
-from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE
+from finetune_operator.engine.errors import is_refusal
+from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE, applied_whole, controller_uid
 from finetune_operator.manifests.httproute import (
     build_http_route,
     build_revision_service,
