@@ -17,9 +17,9 @@ def main() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, _exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    from finetune_operator.runtime import cli  # noqa: PLC0415 - takes a second
+    from finetune_operator.runtime import process  # noqa: PLC0415 - takes a second
 
-    cli.main(sys.argv[1:])
+    process.main(sys.argv[1:])
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:

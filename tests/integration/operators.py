@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from finetune_operator.runtime.cli import main
+from finetune_operator.runtime.process import main
 from tests.baserelease import BaseRelease
 from tests.forkserver import Forked, preload
 from tests.waiting import eventually

@@ -28,7 +28,7 @@ from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import APPLY
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_operator.status.reasons import EventReason, Reason
 
 logger = logging.getLogger(__name__)

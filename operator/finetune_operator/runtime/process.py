@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator process: it connects the parts, and starts and stops them in order."""
+"""Logs on standard output: one JSON object per line, or text.
+
+Garbage collection that stops the event loop only briefly, however many objects the caches hold.
+
+A full collection of Python walks over every object, and nothing else runs meanwhile. Almost all objects are
+the caches', which reference counting frees. Each full collection therefore exempts what survived it, so
+that the next one walks over newer objects only. A complete collection once a day frees exempted cycles.
+
+The operator process: it connects the parts, and starts and stops them in order.
+
+Start the operator: settings, logs, signals.
+"""
 
 import asyncio
+import gc
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kubernetes.aio.client import Configuration
+from pythonjsonlogger.json import JsonFormatter
 
 from finetune_operator.api.meta import GROUP
-from finetune_operator.engine.client import KubernetesClient
+from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.lease import Installations, Lease, LeaseThread, LeaseTimes, Mark
 from finetune_operator.engine.queue import WorkQueue
@@ -28,17 +43,65 @@ from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import Definitions
-from finetune_operator.runtime.garbage import collect_completely_every_day, exempt_survivors
-from finetune_operator.runtime.kindfeed import KindFeed
-from finetune_operator.runtime.kopfwatch import KopfWatch
-from finetune_operator.runtime.leadership import Leadership
-from finetune_operator.runtime.metricsaccess import MetricsAccess
-from finetune_operator.runtime.metricsserver import MetricsServer, tls_context
-from finetune_operator.runtime.probes import ProbeServer
-from finetune_operator.runtime.settings import Settings
-from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_operator.runtime.term import FirstLists, Term
-from finetune_operator.runtime.wakeups import Wakeups
+from finetune_operator.runtime.http_servers import MetricsAccess, MetricsServer, ProbeServer, tls_context
+from finetune_operator.runtime.kind_watch import KindFeed, KopfWatch
+from finetune_operator.runtime.leader_term import FirstLists, Leadership, Term
+from finetune_operator.runtime.settings import Settings, SettingsError
+from finetune_operator.runtime.snapshots import SnapshotReader
+from finetune_operator.runtime.triggers import Wakeups
+
+
+def configure_logs(level: str, format_: Literal["json", "text"]) -> None:
+    """Write all records of `level` and above to standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        JsonFormatter(
+            "{levelname}{name}{message}",
+            style="{",
+            timestamp="time",
+            rename_fields={"levelname": "level", "name": "logger"},
+        )
+        if format_ == "json"
+        else logging.Formatter("{asctime} {levelname:7} {name}: {message}", style="{")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Kopf logs at INFO what it does with each object, and warns about signals that the operator handles.
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+COMPLETE_SECONDS: Final = 24 * 3600
+"""Time between two complete collections, which take about a second per million objects."""
+_OLDEST_GENERATION: Final = 2
+
+
+def exempt_survivors() -> None:
+    """Exempt the present objects from garbage collection, and from now on the survivors of each full one."""
+    gc.freeze()
+    if _exempt not in gc.callbacks:
+        gc.callbacks.append(_exempt)
+
+
+def _exempt(phase: str, info: dict[str, Any]) -> None:
+    if phase == "stop" and info["generation"] == _OLDEST_GENERATION:
+        gc.freeze()
+
+
+def collect_completely() -> None:
+    """Collect among all objects, also the exempted ones."""
+    gc.unfreeze()
+    gc.collect()
+
+
+async def collect_completely_every_day() -> None:
+    """Run endlessly."""
+    while True:
+        await asyncio.sleep(COMPLETE_SECONDS)
+        collect_completely()
+
 
 logger = logging.getLogger(__name__)
 
@@ -295,3 +358,32 @@ def _lease(settings: Settings, cluster: KubernetesClient, stalled_seconds: Calla
         times=LeaseTimes.of(settings.lease_duration_seconds),
         stalled_seconds=stalled_seconds,
     )
+
+
+async def run(settings: Settings) -> None:
+    """Run the operator until SIGTERM or SIGINT."""
+    exempt_survivors()
+    process = Process(settings, await load_configuration())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop)
+    await process.run()
+    logger.info("stopped")
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Run the operator. If the process cannot start or continue, it logs why and exits with code 1.
+
+    Args:
+        arguments: settings of the command line, as `--SETTING=VALUE`.
+    """
+    try:
+        settings = Settings.from_environment(arguments=arguments)
+    except SettingsError as error:
+        sys.exit(f"finetune-operator: {error}")
+    configure_logs(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(run(settings))
+    except Exception:
+        logger.exception("the operator stops after an error and must be restarted")
+        sys.exit(1)

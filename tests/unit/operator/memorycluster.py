@@ -31,7 +31,7 @@ from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgre
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.stages.jobresults import JOB_UID
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_trainer.contract.configs import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.progress import Progress

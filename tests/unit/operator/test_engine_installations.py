@@ -13,7 +13,7 @@ from finetune_operator.engine.lease import EVERYWHERE, RECHECK_SECONDS, Installa
 from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.resources import CLUSTER_ROLE_BINDING, LEASE, ResourceType
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.runtime.leadership import Leadership
+from finetune_operator.runtime.leader_term import Leadership
 from tests.unit.operator.skippingclock import run
 
 MARK = Mark("installation", "lease", "watched")

@@ -14,7 +14,7 @@ from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from finetune_operator.reconcile.scheduling.relations import related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 from tests.unit.operator.endpoints import endpoint
 
 ROUTE = ResourceType("gateway.networking.k8s.io/v1alpha2", "TCPRoute", "tcproutes")

@@ -15,8 +15,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
-from finetune_operator.runtime.kindfeed import KindFeed, Sink
-from finetune_operator.runtime.kopfwatch import KopfWatch
+from finetune_operator.runtime.kind_watch import KindFeed, KopfWatch, Sink
 from tools.cluster.ports import free_port
 
 
@@ -83,8 +82,8 @@ class Fed:
 
 @pytest.fixture
 async def fed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fed]:
-    monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
-    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_operator.runtime.kind_watch.QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_operator.runtime.kind_watch.FIRST_RESTART_SECONDS", 0.01)
     made = Fed("a", "b")
     await asyncio.wait_for(made.watches.all_settled(), 10)
     made.feed.start()
@@ -114,7 +113,7 @@ async def test_a_watch_that_does_not_list_every_kind_is_started_again(
     fed: Fed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Kopf discovers resources once, and only warns if an API server does not have the kinds yet."""
-    monkeypatch.setattr("finetune_operator.runtime.kindfeed.FIRST_LIST_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_operator.runtime.kind_watch.FIRST_LIST_SECONDS", 0.05)
     monkeypatch.setattr(fed.feed, "_list_seconds", 0.05)
     fed.lists = [KIND_TYPES.keys() - {"Dataset"}, KIND_TYPES.keys()]
     fed.feed.restart_after_restore()
@@ -221,7 +220,7 @@ async def test_an_error_in_a_watch_ends_kopf_and_not_the_process() -> None:
 
 async def test_a_list_of_kopf_without_objects_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """All objects were deleted in a gap: Kopf reports nothing, and the caches would keep them."""
-    monkeypatch.setattr("finetune_operator.runtime.kindfeed.QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("finetune_operator.runtime.kind_watch.QUIET_SECONDS", 0.05)
     async with ApiServer() as server:
         caches = Caches()
         caches.kinds["Dataset"].put(dataset("a"))

@@ -3,7 +3,7 @@
 
 import itertools
 
-from finetune_operator.runtime.kopfwatch import _settings
+from finetune_operator.runtime.kind_watch import _settings
 
 
 def test_kopf_never_gives_a_watch_up() -> None:

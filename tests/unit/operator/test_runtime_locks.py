@@ -23,7 +23,7 @@ from finetune_operator.report.board import ProgressBoard
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 from tests.unit.operator.endpoints import checkpoint
 
 CHECKPOINTS = "/apis/finetune.dev/v1alpha1/namespaces/team/checkpoints"

@@ -9,7 +9,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import READ_PREFIXES, Caches
-from finetune_operator.runtime.models import MAX_SETTLED_MODELS, Models
+from finetune_operator.runtime.snapshots import MAX_SETTLED_MODELS, Models
 from tests.unit.operator.goldencases import GOLDEN, load
 
 METADATA = {"name": "run-train", "namespace": "team", "uid": "u", "resourceVersion": "1"}

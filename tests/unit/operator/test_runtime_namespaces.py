@@ -14,7 +14,7 @@ from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.scheduling.relations import related
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, ROWS, VERSION, WEIGHTS
 from tests.unit.operator.runsteps import ended
 

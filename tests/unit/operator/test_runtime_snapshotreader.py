@@ -21,7 +21,7 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.snapshots import SnapshotReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f")

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import Caches, key_of
-from finetune_operator.runtime.term import FirstLists
+from finetune_operator.runtime.leader_term import FirstLists
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, DATASET, JOB, VERSION
 from tests.unit.operator.runsteps import ended, reached, started

@@ -12,7 +12,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.api.meta import Model, identity_of, keep_unknown
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.runtime.models import Models
+from finetune_operator.runtime.snapshots import Models
 from finetune_operator.status.conditions import status_manifest
 from tests.unit.operator.runobjects import JOB
 from tests.unit.operator.runsteps import ended

@@ -23,8 +23,8 @@ from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
-from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_operator.runtime.wakeups import Wakeups
+from finetune_operator.runtime.snapshots import SnapshotReader
+from finetune_operator.runtime.triggers import Wakeups
 from tests.unit.operator.endpoints import endpoint
 from tests.unit.operator.memorycluster import FACTS
 from tests.unit.operator.test_runtime_snapshotreader import checkpoint, dataset_version, obj
