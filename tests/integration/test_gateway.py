@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from finetune_operator.manifests.httproute import OPTIONAL_FIELDS
+from finetune_operator.manifests.endpoint import OPTIONAL_FIELDS
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object

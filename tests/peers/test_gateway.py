@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS
-from finetune_operator.manifests.httproute import REVISION_HEADER
+from finetune_operator.manifests.endpoint import REVISION_HEADER
+from finetune_operator.manifests.engines.engine_inputs import DRAIN_SECONDS
 from tests.integration import manifests
 from tests.integration.api import Api, Object
 from tests.integration.operators import Operators

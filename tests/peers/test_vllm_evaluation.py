@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_operator.manifests.answerservers import answer_servers
+from finetune_operator.manifests.answer_engine import answer_servers
 from finetune_trainer.contract.configs import AnswersConfig, AnswerServer
 from finetune_trainer.contract.environment import ANSWERS_MODULE, ANSWERS_MOUNT, CONFIG_ENV, SERVE_PORT
 from finetune_trainer.contract.evaluation import EngineVersion, PromptedModel

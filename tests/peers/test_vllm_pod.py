@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.serving import Serving
-from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import DEADLINE_MARGIN_SECONDS, ServingConfig
 from finetune_operator.manifests.engines.vllm import vllm_command
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import (

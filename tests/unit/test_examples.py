@@ -22,7 +22,7 @@ from finetune_operator.api.meta import Model
 from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.status.reserved_fields import not_implemented
 from finetune_trainer.contract import method as methods
 from finetune_trainer.contract.dataset import Columns, Split

@@ -15,7 +15,7 @@ from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.revision import build_revision
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, PrepareConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision

@@ -37,7 +37,7 @@ from finetune_operator.manifests.labels import (
     child_labels,
     store_annotations,
 )
-from finetune_operator.manifests.locations import store_folder
+from finetune_operator.manifests.volumes import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
 from finetune_trainer.contract.references import without_query

@@ -12,8 +12,8 @@ from math import ceil
 from typing import Any, Final, Literal
 
 from finetune_operator.api.pod_resources import CPU, MAX_DEVICES, quantity_value
+from finetune_operator.manifests.endpoint import ENGINE_CONTAINER
 from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
-from finetune_operator.manifests.serving import ENGINE_CONTAINER
 from finetune_operator.observe.pod_status import (
     container_span,
     container_statuses,

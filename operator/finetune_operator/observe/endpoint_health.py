@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.manifests.serving import FETCH_CONTAINER
+from finetune_operator.manifests.endpoint import FETCH_CONTAINER
 from finetune_operator.observe.deployments import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import with_condition, without

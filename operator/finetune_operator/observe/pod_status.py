@@ -15,9 +15,9 @@ from typing import Any, Final
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Model
 from finetune_operator.api.stage_status import Cost
-from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
+from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS
+from finetune_operator.manifests.jobs import CONTAINER
 from finetune_operator.manifests.labels import STAGE
-from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shortened
 

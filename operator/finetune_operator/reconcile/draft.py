@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_operator.manifests.serviceaccount import build_service_account
+from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status.conditions import shortened

@@ -17,13 +17,13 @@ from finetune_operator.api.evaluation_metrics import (
 )
 from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.evaluateconfig import MeasuredData, subjects_of
-from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
+from finetune_operator.manifests.configs import MeasuredData, subjects_of
 from finetune_operator.manifests.labels import RUN, STAGE
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.networkpolicies import build_isolation
-from finetune_operator.manifests.ownmetrics import ScoredFolders
-from finetune_operator.manifests.peerservice import peer_name
+from finetune_operator.manifests.own_metrics import ScoredFolders
+from finetune_operator.manifests.peers import peer_name
+from finetune_operator.manifests.pod_protection import build_isolation
+from finetune_operator.manifests.volumes import parse_store
+from finetune_operator.manifests.weights import live_model as live_model_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.records.versions import check_location, resolve_version

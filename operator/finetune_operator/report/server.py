@@ -1,25 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTPS server of `POST /v1/reports`.
+"""EndpointSlice that routes the report Service, which has no selector, to the active process.
+
+HTTPS server of `POST /v1/reports`.
 
 Reports only show progress. A run whose reports are all lost has the same result.
+
+Publish the report endpoint from the active process: certificate, server and EndpointSlice.
 """
 
+import asyncio
+import ipaddress
 import logging
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
 from pydantic import ValidationError
 
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
-from finetune_operator.report.authorizer import Authorizer, Caller, ReportDenied
-from finetune_operator.report.board import ProgressBoard
-from finetune_operator.report.rate import Buckets
-from finetune_operator.report.reviewedtokens import TooManyReviews
+from finetune_operator.engine.executor import Stamp
+from finetune_operator.engine.resources import ENDPOINT_SLICE
+from finetune_operator.plan import Manifest
+from finetune_operator.report import certificate
+from finetune_operator.report.authorization import Authorizer, Buckets, Caller, ReportDenied, TooManyReviews
+from finetune_operator.report.certificate import Certificate, host_of
+from finetune_operator.report.progress_cache import ProgressBoard
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH
 from finetune_trainer.contract.progress import Report
+from finetune_trainer.contract.references import ReportTarget
+
+PORT_NAME: Final = "report"
+
+
+def make_report_target(service: str, namespace: str, port: int, certificate: Certificate) -> ReportTarget:
+    """Address and CA of the endpoint, for the configs of pods."""
+    return ReportTarget(url=f"https://{host_of(service, namespace)}:{port}", ca_pem=certificate.ca)
+
+
+def build_endpoint_slice(service: str, namespace: str, address: str, port: int) -> Manifest:
+    """The EndpointSlice of the Service. The active process applies it with its own address."""
+    version = ipaddress.ip_address(address).version
+    return {
+        "apiVersion": ENDPOINT_SLICE.api_version,
+        "kind": ENDPOINT_SLICE.kind,
+        "metadata": {
+            # The address type of a slice is immutable.
+            "name": f"{service}-ipv{version}",
+            "namespace": namespace,
+            "labels": {
+                "kubernetes.io/service-name": service,
+                "endpointslice.kubernetes.io/managed-by": "finetune-operator",
+            },
+        },
+        "addressType": f"IPv{version}",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [{"name": PORT_NAME, "port": port, "protocol": "TCP"}],
+    }
+
 
 logger = logging.getLogger(__name__)
 
@@ -109,3 +150,105 @@ class ReportServer:
 def _refusal(status: int, message: str, *, retry: bool = False) -> web.Response:
     headers = {"Retry-After": "5"} if retry else {}
     return web.json_response({"error": message}, status=status, headers=headers)
+
+
+FIRST_TRY_SECONDS: Final = 10.0
+"""Time that the first pass waits for the endpoint, so that new Jobs get its address."""
+REASSERT_SECONDS: Final = 300.0
+RETRY_SECONDS: Final = 10.0
+PUBLISH_ERRORS: Final = (ApiError, ValueError, OSError, TimeoutError)
+
+
+class ReportEndpoint:
+    """Publishes the endpoint and keeps it published. Failures are logged and affect nothing else.
+
+    Args:
+        cluster: client for the certificate and the EndpointSlice.
+        server: HTTPS server.
+        stamp: annotation of the EndpointSlice.
+        service: Service without a selector, in `namespace`.
+        namespace: namespace of the operator.
+        address: IP address of this pod; empty: no endpoint.
+        port: port of the server and of the Service.
+
+    Attributes:
+        target: address and CA for pods; None until the endpoint is published.
+        up: whether the last attempt to publish succeeded; None without an address.
+    """
+
+    def __init__(
+        self,
+        cluster: KubernetesClient,
+        server: ReportServer,
+        stamp: Stamp,
+        *,
+        service: str,
+        namespace: str,
+        address: str,
+        port: int,
+    ) -> None:
+        self._cluster = cluster
+        self._server = server
+        self._stamp = stamp
+        self._service = service
+        self._namespace = namespace
+        self._address = address
+        self._port = port
+        self._context: ssl.SSLContext | None = None
+        self._served: certificate.Certificate | None = None
+        self.target: ReportTarget | None = None
+        self.up: bool | None = False if address else None
+
+    async def publish_soon(self) -> None:
+        """Try to publish for at most FIRST_TRY_SECONDS. `keep` tries again later."""
+        if not self._address:
+            logger.info("POD_IP is not set: pods cannot report their progress")
+            return
+        try:
+            async with asyncio.timeout(FIRST_TRY_SECONDS):
+                await self._publish()
+        except PUBLISH_ERRORS as error:
+            self.up = False
+            logger.warning(
+                "cannot publish the report endpoint yet, so pods cannot report progress: %s", error
+            )
+
+    async def keep(self) -> None:
+        """Publish again periodically while this process is active. Never returns."""
+        while True:
+            await asyncio.sleep(RETRY_SECONDS if self._address and self.target is None else REASSERT_SECONDS)
+            if not self._address:
+                continue
+            try:
+                await self._publish()
+            except PUBLISH_ERRORS as error:
+                self.up = False
+                logger.warning("cannot publish the report endpoint: %s", error)
+
+    async def _publish(self) -> None:
+        made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
+        await self._serve(made)
+        wanted = self._stamp.on(
+            build_endpoint_slice(self._service, self._namespace, self._address, self._port)
+        )
+        existing = await self._cluster.get(ENDPOINT_SLICE, self._namespace, wanted["metadata"]["name"])
+        if existing is None or not self._stamp.matches(existing, wanted):
+            await self._cluster.apply(wanted)
+        # Pods must get the CA only after the server has a certificate of it.
+        self.target = make_report_target(self._service, self._namespace, self._port, made)
+        self.up = True
+
+    async def _serve(self, made: certificate.Certificate) -> None:
+        """Serve with this certificate, and replace a previous one."""
+        if made == self._served:
+            return
+        if self._context is None:
+            context = made.context()
+            await self._server.start(self._port, context)
+            self._context = context
+        else:
+            made.load_into(self._context)
+            logger.info(
+                "the report endpoint uses a new certificate, because Secret %s-tls changed", self._service
+            )
+        self._served = made

@@ -16,7 +16,7 @@ from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Reject
 from finetune_operator.engine.executor import EventRecorder, Executor
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER, SELECTOR
-from finetune_operator.manifests.peerservice import KEY_BYTES
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
@@ -24,7 +24,7 @@ from finetune_operator.reconcile.inputs.secondaries import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.reconcile.kstatus import block
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.report.board import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressBoard
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import APPLY
 from finetune_operator.runtime.lookups import Lookups

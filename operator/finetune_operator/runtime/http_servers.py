@@ -26,7 +26,7 @@ from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.resources import SUBJECT_ACCESS_REVIEW, TOKEN_REVIEW
 from finetune_operator.engine.watches import Watches
 from finetune_operator.report import certificate
-from finetune_operator.report.reviewedtokens import ReviewedTokens, TooManyReviews
+from finetune_operator.report.authorization import ReviewedTokens, TooManyReviews
 
 PATH: Final = "/metrics"
 REMEMBERED_SECONDS: Final = 60.0

@@ -20,12 +20,12 @@ from finetune_operator.engine.lease import Installations, LeaseThread
 from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.manifests.labels import OPERATOR, RECORDED_RUN, STAGE
-from finetune_operator.manifests.serviceaccount import AccountSettings
+from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
-from finetune_operator.report.board import ProgressBoard
-from finetune_operator.report.publishing import ReportEndpoint
+from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.server import ReportEndpoint
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.kind_watch import KindFeed

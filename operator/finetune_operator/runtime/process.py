@@ -37,10 +37,9 @@ from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.metrics.object_gauges import ObjectStateCollector
 from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.report.authorizer import Authorizer
-from finetune_operator.report.board import ProgressBoard
-from finetune_operator.report.publishing import ReportEndpoint
-from finetune_operator.report.server import ReportServer
+from finetune_operator.report.authorization import Authorizer
+from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.server import ReportEndpoint, ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import Definitions
 from finetune_operator.runtime.http_servers import MetricsAccess, MetricsServer, ProbeServer, tls_context

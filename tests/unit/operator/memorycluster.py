@@ -21,7 +21,7 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
-from finetune_operator.manifests.peerservice import KEY_BYTES
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.observe.admission import UNKNOWN
 from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan

@@ -10,13 +10,14 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.training import Preference, ResolvedHyperparameters
 from finetune_operator.manifests.configs import (
+    MeasuredData,
     checkpoint_type,
+    evaluate_config,
     preflight_config,
     train_config,
 )
-from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.weights import EvaluatedWeights
 from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, TrainConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters

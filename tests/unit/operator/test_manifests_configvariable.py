@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.manifests.configvariable import config_variable, literal
+from finetune_operator.manifests.trainer_config import config_variable, literal
 from finetune_trainer.contract.own_metrics import Judge
 from tests.unit.operator.kubernetesexpansion import expanded
 

@@ -4,7 +4,7 @@
 from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.weights import EvaluatedWeights
 from tests.unit.operator.runobjects import (
     BASE,
     CHECKPOINT,

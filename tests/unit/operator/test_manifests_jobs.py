@@ -8,12 +8,18 @@ import pytest
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
+from finetune_operator.manifests.jobs import (
+    CredentialsMount,
+    Placement,
+    Storage,
+    build_stage_job,
+    container_resources,
+    pod_failure_policy,
+)
 from finetune_operator.manifests.labels import NONCE, TEMPLATE_DIGEST
-from finetune_operator.manifests.locations import Location
-from finetune_operator.manifests.podsizing import pod_sizing
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, container_resources
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.pod_sizing import pod_sizing
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.volumes import Location
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import JobStage
 from finetune_trainer.contract.vocabulary import ExitCode

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from finetune_operator.manifests.locations import Location, parse_location, parse_source, store_folder
+from finetune_operator.manifests.volumes import Location, parse_location, parse_source, store_folder
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.pod_template import RESERVED_VARIABLES, PodStage, PodTemplate, merged
 from finetune_operator.manifests.engines.vllm import engine_environment
-from finetune_operator.manifests.podshape import shaped
-from finetune_operator.manifests.revisionhash import HASHED
+from finetune_operator.manifests.pod_shape import shaped
+from finetune_operator.manifests.revision import HASHED
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES, JobStage
 from tests.unit.operator.endpoints import profile as endpoint_profile

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job_status import Prediction
-from finetune_operator.manifests.podsizing import pod_sizing
+from finetune_operator.manifests.pod_sizing import pod_sizing
 from tests.unit.operator.runobjects import profile, sized
 
 GIBIBYTE = 1 << 30

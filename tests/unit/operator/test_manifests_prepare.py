@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from finetune_operator.api.dataset import Dataset, RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.reconcile.dataset.sourcecheck import sources_of
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split

@@ -4,7 +4,7 @@
 from datetime import UTC, datetime
 
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
-from finetune_operator.manifests.serviceaccount import AccountSettings, build_service_account
+from finetune_operator.manifests.pod_security import AccountSettings, build_service_account
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 

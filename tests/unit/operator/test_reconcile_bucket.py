@@ -7,10 +7,10 @@ from typing import Any, Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.revision import build_revision
-from finetune_operator.manifests.serving import build_deployment
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT, STORE_MOUNT
 from finetune_trainer.contract.serving import FetchConfig

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate, Score
-from finetune_operator.manifests.evaluateconfig import measured_metrics, subjects_of
+from finetune_operator.manifests.configs import measured_metrics, subjects_of
 from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements
 from finetune_trainer.contract.evaluation import GateEvidence

@@ -13,7 +13,7 @@ import pytest
 from finetune_operator.api.finetune_job_status import ProgressStatus
 from finetune_operator.api.pod_resources import PodResources
 from finetune_operator.api.stage_status import RetryStatus, StageStatus, StageUsage
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob import reconciler
 from finetune_operator.reconcile.finetunejob.run import Run

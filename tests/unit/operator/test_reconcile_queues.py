@@ -8,9 +8,9 @@ import pytest
 
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import WORKLOAD
+from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.manifests.revision import Revision, build_revision
-from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import chosen_queueing
 from finetune_operator.reconcile.inputs.secondaries import Needs

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.locations import Location
-from finetune_operator.manifests.ownmetrics import ScoredFolders, folder_volumes
+from finetune_operator.manifests.own_metrics import ScoredFolders, folder_volumes
+from finetune_operator.manifests.volumes import Location
 from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence

@@ -14,10 +14,9 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.resources import SECRET, ResourceTypes
 from finetune_operator.plan import Manifest
-from finetune_operator.report.authorizer import Authorizer
-from finetune_operator.report.board import ProgressBoard
-from finetune_operator.report.publishing import ReportEndpoint
-from finetune_operator.report.server import ReportServer
+from finetune_operator.report.authorization import Authorizer
+from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.server import ReportEndpoint, ReportServer
 from finetune_operator.runtime.caches import Caches
 from tools.cluster.ports import free_port
 

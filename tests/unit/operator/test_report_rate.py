@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate limits by token buckets."""
 
-from finetune_operator.report.rate import Buckets, TokenBucket
+from finetune_operator.report.authorization import Buckets, TokenBucket
 
 
 class Clock:

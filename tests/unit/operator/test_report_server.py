@@ -14,9 +14,13 @@ from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.report import certificate
-from finetune_operator.report.authorizer import Authorizer
-from finetune_operator.report.board import ProgressBoard
-from finetune_operator.report.reviewedtokens import REVIEW_BURST, SOURCE_REVIEW_BURST, TooManyReviews
+from finetune_operator.report.authorization import (
+    REVIEW_BURST,
+    SOURCE_REVIEW_BURST,
+    Authorizer,
+    TooManyReviews,
+)
+from finetune_operator.report.progress_cache import ProgressBoard
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.environment import REPORT_PATH

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_operator.manifests.peerservice import KEY_BYTES
+from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.reconcile.registry import RECONCILERS

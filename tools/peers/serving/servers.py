@@ -16,9 +16,9 @@ from typing import Final
 import httpx
 
 from finetune_operator.api.serving import Serving
-from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import ServingConfig
 from finetune_operator.manifests.engines.vllm import vllm_command
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     MODELS_MOUNT,

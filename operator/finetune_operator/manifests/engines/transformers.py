@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in engine: a stage of the trainer image."""
 
-from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import ServingConfig
+from finetune_operator.manifests.trainer_config import config_variable
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import SCRATCH_MOUNT, SERVE_PORT
 

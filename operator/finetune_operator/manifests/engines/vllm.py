@@ -3,6 +3,8 @@
 
 The init container, which has the trainer image, writes the files that the options name: chat template, stop
 tokens, and the middleware that guards the port. docs/serving.md explains each option.
+
+vLLM in an evaluate pod.
 """
 
 import json
@@ -11,10 +13,16 @@ from typing import Any, Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.serving import MAX_QUEUED_REQUESTS
-from finetune_operator.manifests.configvariable import config_variable, literal
-from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import (
+    DEADLINE_MARGIN_SECONDS,
+    AnsweredModels,
+    AnsweringEngine,
+    ServingConfig,
+)
+from finetune_operator.manifests.trainer_config import config_variable, literal
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import (
+    ANSWERS_MODELS,
     METRICS_PORT,
     SCRATCH_MOUNT,
     SERVE_PORT,
@@ -265,3 +273,27 @@ def _server(config: ServingConfig) -> Iterator[str]:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def vllm_answer_command(models: AnsweredModels) -> list[str]:
+    """The command of a server. Requests set all that decides an answer, so that no file of a model does."""
+    return ["vllm", "serve", f"{ANSWERS_MODELS}/{models.name}", *_options(models), *models.arguments]
+
+
+def _options(models: AnsweredModels) -> Iterator[str]:
+    if models.adapters:
+        folders = {name: f"{ANSWERS_MODELS}/{name}" for name in models.adapters}
+        yield from served_models(folders, lora_rank(models.max_rank))
+    else:
+        yield f"--served-model-name={models.name}"
+    yield "--generation-config=vllm"
+    yield "--max-model-len=auto"
+    yield f"--max-num-seqs={MAX_CONCURRENT_REQUESTS}"
+    if models.accelerators > 1:
+        yield f"--tensor-parallel-size={models.accelerators}"
+    yield from ("--host=127.0.0.1", f"--port={SERVE_PORT}")
+
+
+VLLM_ANSWERING: Final = AnsweringEngine(
+    highest_rank=LORA_RANKS[-1], command=vllm_answer_command, environment=engine_environment
+)

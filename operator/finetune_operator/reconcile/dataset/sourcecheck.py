@@ -12,12 +12,10 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import collect_config, prepare_config
-from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
-from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import StageInputs, trainer_of
+from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.draft import Draft

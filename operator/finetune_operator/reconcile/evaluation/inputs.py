@@ -4,7 +4,7 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import ResultStore
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.lines.scores import is_resolved
 from finetune_operator.reconcile.measuring import check_custom_metrics, check_stores, resolve_rows

@@ -5,14 +5,11 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.pod_resources import CUDA_RESOURCES
-from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
-from finetune_operator.manifests.jobs import Placement, build_stage_job
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.configs import MeasuredData, collect_config, evaluate_config, score_config
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.volumes import parse_store
+from finetune_operator.manifests.weights import EvaluatedWeights, WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.measuring import (

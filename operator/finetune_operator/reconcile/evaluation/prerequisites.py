@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation_resource import Evaluation
-from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.trainer_config import TrainerImage, trainer_of
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, queues, storage

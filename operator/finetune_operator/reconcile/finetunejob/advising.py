@@ -8,7 +8,7 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job_status import Advice, TrainingStatus
 from finetune_operator.api.references import StoreReference
 from finetune_operator.api.stage_status import StageStatus
-from finetune_operator.manifests.podsizing import WEIGHTS_SHARE, one_device_holds
+from finetune_operator.manifests.pod_sizing import WEIGHTS_SHARE, one_device_holds
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.calibration import MAX_LINE_RUNS, LineOnProfile
 from finetune_operator.reconcile.platform.profiles import (

@@ -2,7 +2,7 @@
 """A run that is being deleted: with `deletionPolicy: Delete`, remove its pods, its folder and its records."""
 
 from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.manifests.locations import run_folder
+from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import records

@@ -6,11 +6,16 @@ from typing import Final
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus
 from finetune_operator.api.finetune_job_status import CheckpointSummary
-from finetune_operator.manifests.configs import checkpoint_type, template_arguments
-from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.configs import (
+    MeasuredData,
+    checkpoint_type,
+    evaluate_config,
+    score_config,
+    template_arguments,
+)
 from finetune_operator.manifests.records import adapter_record
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.weights import EvaluatedWeights
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites

@@ -13,7 +13,7 @@ from finetune_operator.api.evaluation import (
     EvaluationStatus,
     LiveComparison,
 )
-from finetune_operator.manifests.evaluateconfig import is_over_live
+from finetune_operator.manifests.configs import is_over_live
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.measuring import champion_of, has_begun, rival_of
 from finetune_operator.reconcile.stages.usage import reopen

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.references import ChampionReference
 from finetune_operator.manifests.configs import checkpoint_type
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import uids
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected

@@ -10,7 +10,7 @@ from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
+from finetune_operator.manifests.trainer_config import TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, queues, storage

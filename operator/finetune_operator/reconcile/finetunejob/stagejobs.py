@@ -6,18 +6,17 @@ from typing import get_args
 
 from finetune_operator.api.pod_resources import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.jobs import Placement, build_stage_job
-from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.peerservice import (
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.peers import (
     build_peer_key,
     build_peer_policy,
     build_peer_service,
     coordinator_host,
     peer_name,
 )
-from finetune_operator.manifests.podsizing import one_device_holds
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.pod_sizing import one_device_holds
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob import prerequisites
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites

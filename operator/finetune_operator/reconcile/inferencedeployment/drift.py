@@ -15,8 +15,8 @@ from fractions import Fraction
 from typing import Any, Final
 
 from finetune_operator.api.pod_resources import MAX_QUANTITY_LENGTH, QUANTITY, quantity_value
+from finetune_operator.manifests.endpoint import build_correction
 from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
-from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest
 
 REVISION_PART: Final = "revision"

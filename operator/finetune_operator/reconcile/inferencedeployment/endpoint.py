@@ -13,7 +13,7 @@ from finetune_operator.api.inference_deployment import (
 )
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import DEPLOYMENT, POD
-from finetune_operator.manifests.serving import build_replicas, endpoint_url
+from finetune_operator.manifests.endpoint import build_replicas, endpoint_url
 from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, with_health
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan

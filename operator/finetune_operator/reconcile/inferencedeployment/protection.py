@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
-from finetune_operator.manifests.endpointprotection import (
+from finetune_operator.manifests.pod_protection import (
     build_disruption_budget,
     build_endpoint_policy,
     build_shared_budget,

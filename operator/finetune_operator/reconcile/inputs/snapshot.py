@@ -15,7 +15,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import EVENT, NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
-from finetune_operator.manifests.serviceaccount import AccountSettings
+from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.observe.admission import Admission, Positions
 from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.plan import Manifest

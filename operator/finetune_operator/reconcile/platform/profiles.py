@@ -10,7 +10,7 @@ from finetune_operator.api.references import NAMESPACE_PLACEHOLDER, StoreReferen
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked

@@ -4,7 +4,7 @@
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.references import AccessMode, StoreReference
 from finetune_operator.engine.resources import CLAIM
-from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
+from finetune_operator.manifests.volumes import parse_location, parse_source, parse_store
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed

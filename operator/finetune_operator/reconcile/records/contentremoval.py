@@ -8,11 +8,10 @@ from typing import Final
 from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
-from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import trainer_of
+from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow

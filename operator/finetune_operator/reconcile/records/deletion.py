@@ -12,8 +12,8 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
-from finetune_operator.manifests.locations import parse_store, store_folder
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.volumes import parse_store, store_folder
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs

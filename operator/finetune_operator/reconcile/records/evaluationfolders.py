@@ -3,7 +3,7 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation_resource import Evaluation
-from finetune_operator.manifests.locations import run_folder
+from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.scores import is_resolved

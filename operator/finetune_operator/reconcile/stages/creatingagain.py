@@ -7,7 +7,7 @@ wait for the correction.
 
 from typing import Any, Final
 
-from finetune_operator.manifests.podorigin import changed_origin
+from finetune_operator.manifests.pod_shape import changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft

@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_operator.api.evaluation import MAX_FINDINGS, CheckFinding, EvaluationSettings, EvaluationStatus
 from finetune_operator.api.meta import Name
-from finetune_operator.manifests.evaluateconfig import is_over_live, opponents_of
+from finetune_operator.manifests.configs import is_over_live, opponents_of
 from finetune_operator.reconcile.verdicts.fewrows import few_rows_warning
 from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores

@@ -9,15 +9,12 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import InferenceDeployment, ServedBaseModel
 from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import DEPLOYMENT, JOB
-from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.engines.servingconfig import endpoint_owner
-from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.engines.engine_inputs import endpoint_owner
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import BASE_MODEL_JOB, stage_job_name
-from finetune_operator.manifests.locations import parse_source, parse_store, store_folder
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.stageinputs import store_config
-from finetune_operator.manifests.trainerimage import trainer_of
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.trainer_config import store_config, trainer_of
+from finetune_operator.manifests.volumes import parse_source, parse_store, secret_mount, store_folder
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.observe.pod_status import stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft

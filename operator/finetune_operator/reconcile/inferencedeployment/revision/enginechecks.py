@@ -3,11 +3,10 @@
 
 from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.manifests.engines.servingconfig import ServingConfig, serving_config
+from finetune_operator.manifests.endpoint import fetch_config
+from finetune_operator.manifests.engines.engine_inputs import ServingConfig, serving_config
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.serving import fetch_config
-from finetune_operator.manifests.stageinputs import store_config
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import store_config, trainer_of
 from finetune_operator.reconcile.inferencedeployment.revision.vllmchecks import check_vllm, only_vllm
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt

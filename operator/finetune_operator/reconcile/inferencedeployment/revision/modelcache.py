@@ -11,16 +11,14 @@ from typing import Final
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.engine.resources import CLAIM, JOB
-from finetune_operator.manifests.engines.servingconfig import endpoint_owner
-from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.engines.engine_inputs import endpoint_owner
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.modelcache import fill_config, whole_model
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.model_cache import fill_config, whole_model
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.stageinputs import store_config
-from finetune_operator.manifests.trainerimage import trainer_of
-from finetune_operator.manifests.weightsreference import short_digest
+from finetune_operator.manifests.trainer_config import store_config, trainer_of
+from finetune_operator.manifests.volumes import parse_store
+from finetune_operator.manifests.weights import short_digest
 from finetune_operator.observe.pod_status import stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft

@@ -13,8 +13,8 @@ from finetune_operator.api.inference_deployment import (
     ServedModel,
     ServedModelStatus,
 )
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
+from finetune_operator.manifests.volumes import parse_store
+from finetune_operator.manifests.weights import WeightsReference, short_digest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_rejected
 from finetune_operator.reconcile.lines.scores import scores_of

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from finetune_operator.api.serving import Serving
-from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import ServingConfig
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, argument_problems
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.reconcile.steps import Failed

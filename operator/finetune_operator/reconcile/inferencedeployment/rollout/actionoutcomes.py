@@ -4,9 +4,9 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.labels import RUNNER
-from finetune_operator.manifests.serviceaccount import build_service_account
-from finetune_operator.manifests.serving import build_deployment
+from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.rollout import readyoutcomes
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import (

@@ -12,7 +12,7 @@ from functools import cached_property
 from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
 from finetune_operator.api.rollout_analysis import AnalysisFigureStatus, RevisionAnalysis, StepAnalysis
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
-from finetune_operator.manifests.analysisjob import (
+from finetune_operator.manifests.analysis_job import (
     AnalysisImage,
     MeasuredPods,
     analyze_config,
@@ -21,7 +21,7 @@ from finetune_operator.manifests.analysisjob import (
 )
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import trainer_of
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.deployments import is_replaced
 from finetune_operator.observe.job_problems import job_trouble

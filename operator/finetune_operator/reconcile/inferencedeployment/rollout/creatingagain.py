@@ -6,9 +6,9 @@ revision.
 """
 
 from finetune_operator.engine.resources import POD
+from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.labels import REVISION
-from finetune_operator.manifests.podorigin import changed_origin
-from finetune_operator.manifests.serving import build_deployment
+from finetune_operator.manifests.pod_shape import changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import has_slot, is_held, state_of

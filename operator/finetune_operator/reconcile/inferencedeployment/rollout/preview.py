@@ -4,8 +4,8 @@
 from typing import NamedTuple
 
 from finetune_operator.engine.resources import SERVICE
+from finetune_operator.manifests.endpoint import build_preview_service, preview_name
 from finetune_operator.manifests.labels import REVISION
-from finetune_operator.manifests.previewservice import build_preview_service, preview_name
 from finetune_operator.plan import Apply, Create, Delete
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator.api.inference_deployment import RevisionVerdict, ServedModelStatus
-from finetune_operator.manifests.previewservice import preview_url
-from finetune_operator.manifests.serving import endpoint_url
+from finetune_operator.manifests.endpoint import endpoint_url, preview_url
 from finetune_operator.plan import Event
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome

@@ -13,7 +13,7 @@ from finetune_operator.api.endpoint_access import EndpointGateway
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE, applied_whole, controller_uid
-from finetune_operator.manifests.httproute import (
+from finetune_operator.manifests.endpoint import (
     build_http_route,
     build_revision_service,
     has_only_defaults_added,

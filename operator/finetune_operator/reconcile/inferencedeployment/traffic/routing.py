@@ -11,8 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
+from finetune_operator.manifests.endpoint import build_service
 from finetune_operator.manifests.labels import REVISION, RUN, WEIGHTS
-from finetune_operator.manifests.serving import build_service
 from finetune_operator.observe.endpoint_health import EndpointHealth
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

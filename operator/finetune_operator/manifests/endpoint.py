@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests of an endpoint: one Deployment per revision, and the Service in front of them."""
+"""Manifests of an endpoint: one Deployment per revision, and the Service in front of them.
+
+The Service in front of a revision that gets no requests of the endpoint yet.
+
+The HTTPRoute of an endpoint, and the Services of its revisions, to which it routes.
+"""
 
 import json
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
+from finetune_operator.api.endpoint_access import EndpointGateway, GatewayReference
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
-from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
+from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
+from finetune_operator.manifests.engines.engine_inputs import DRAIN_SECONDS, base_folder, serving_config
+from finetune_operator.manifests.engines.engine_table import engine_image, engine_of, engine_resources
 from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
     BASE_MODEL_JOB,
@@ -20,16 +26,16 @@ from finetune_operator.manifests.labels import (
     RUN,
     child_labels,
 )
-from finetune_operator.manifests.modelcache import (
+from finetune_operator.manifests.model_cache import (
     cache_config,
     cache_volume,
     image_config,
     image_volume,
     whole_model,
 )
-from finetune_operator.manifests.podorigin import origin_annotations
-from finetune_operator.manifests.podshape import shaped
-from finetune_operator.manifests.podsizing import (
+from finetune_operator.manifests.pod_security import container_security, pod_security
+from finetune_operator.manifests.pod_shape import origin_annotations, shaped
+from finetune_operator.manifests.pod_sizing import (
     MODELS_LIMIT,
     disk_volume,
     serving_resources,
@@ -37,10 +43,8 @@ from finetune_operator.manifests.podsizing import (
 )
 from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revision import Revision, api_keys_secret
-from finetune_operator.manifests.security import container_security, pod_security
-from finetune_operator.manifests.servingvolumes import key_volume, memory_volume, scratch_volume, store_volume
-from finetune_operator.manifests.stageinputs import store_config
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainer_config import config_variable, store_config, trainer_of
+from finetune_operator.manifests.volumes import key_volume, memory_volume, scratch_volume, store_volume
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import SERVE_PODS
 from finetune_trainer.contract.environment import (
@@ -275,3 +279,127 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
         for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)
+
+
+def preview_name(endpoint: InferenceDeployment) -> str:
+    """`<endpoint>-preview`."""
+    return f"{endpoint.name}-preview"
+
+
+def preview_url(endpoint: InferenceDeployment) -> str:
+    """Base URL for an OpenAI client in the cluster."""
+    return f"http://{preview_name(endpoint)}.{endpoint.namespace}.svc/v1"
+
+
+def build_preview_service(endpoint: InferenceDeployment, revision: str, uid: str | None = None) -> Manifest:
+    """The preview Service, which selects this revision.
+
+    Args:
+        endpoint: owner of the Service.
+        revision: name of the revision.
+        uid: uid of the existing Service, if its selector changes.
+    """
+    service = build_service(endpoint, {REVISION: revision}, uid=uid)
+    service["metadata"]["name"] = preview_name(endpoint)
+    return service
+
+
+REVISION_HEADER: Final = "x-finetune-revision"
+"""Header of a request that only the revision with this name may answer."""
+OPTIONAL_FIELDS: Final = frozenset(
+    {
+        "filters",
+        "headers",
+        "method",
+        "name",
+        "namespace",
+        "port",
+        "queryParams",
+        "retry",
+        "sectionName",
+        "sessionPersistence",
+        "timeouts",
+    }
+)
+"""Fields of the parts of an HTTPRoute that have no default. A part that was written without them has none."""
+API_PREFIX: Final = "/v1"
+"""Path of the API. Other paths of the pods, such as those of metrics, are not routed."""
+
+
+def build_revision_service(endpoint: InferenceDeployment, revision: str) -> Manifest:
+    """The Service of one revision. Its name is that of the revision."""
+    service = build_service(endpoint, {REVISION: revision})
+    service["metadata"] |= {"name": revision, "labels": child_labels(endpoint, **{REVISION: revision})}
+    return service
+
+
+def build_http_route(
+    endpoint: InferenceDeployment,
+    gateway: EndpointGateway,
+    weights: Mapping[str, int],
+    pinned: Iterable[str],
+    uid: str | None = None,
+) -> Manifest:
+    """The HTTPRoute.
+
+    All fields that the API server sets by default are given, so that a read route equals it until a newer
+    Gateway API has more of them.
+
+    Args:
+        endpoint: owner of the route.
+        gateway: gateways and hostnames.
+        weights: percent of the requests by revision.
+        pinned: revisions that a request can choose by REVISION_HEADER.
+        uid: uid of the existing route.
+    """
+    metadata = child_metadata(endpoint, endpoint.name)
+    if uid is not None:
+        metadata["uid"] = uid
+    rules = [_rule({name: 1}, {REVISION_HEADER: name}) for name in pinned]
+    spec: Manifest = {
+        "parentRefs": [_parent(each) for each in gateway.parent_refs],
+        "hostnames": list(gateway.hostnames),
+    }
+    return {
+        "apiVersion": HTTP_ROUTE.api_version,
+        "kind": HTTP_ROUTE.kind,
+        "metadata": metadata,
+        "spec": {**spec, "rules": [*rules, _rule(weights, {})]},
+    }
+
+
+def has_only_defaults_added(read: Any, written: Any) -> bool:
+    """Whether a part of a route differs from the written one only by fields that may be defaults.
+
+    These are fields that this release of the operator does not know, of a newer Gateway API.
+    """
+    if isinstance(written, dict):
+        return (
+            isinstance(read, dict)
+            and not (read.keys() - written.keys()) & OPTIONAL_FIELDS
+            and all(key in read and has_only_defaults_added(read[key], written[key]) for key in written)
+        )
+    if isinstance(written, list):
+        return (
+            isinstance(read, list)
+            and len(read) == len(written)
+            and all(map(has_only_defaults_added, read, written))
+        )
+    return bool(read == written)
+
+
+def _parent(reference: GatewayReference) -> Manifest:
+    return {"group": HTTP_ROUTE.api_version.partition("/")[0], "kind": "Gateway", **reference.to_dict()}
+
+
+def _rule(weights: Mapping[str, int], headers: Mapping[str, str]) -> Manifest:
+    match: Manifest = {"path": {"type": "PathPrefix", "value": API_PREFIX}}
+    if headers:
+        match["headers"] = [
+            {"type": "Exact", "name": name, "value": value} for name, value in headers.items()
+        ]
+    backends = [
+        {"group": "", "kind": SERVICE.kind, "name": name, "port": SERVICE_PORT, "weight": weight}
+        for name, weight in weights.items()
+    ]
+    return {"matches": [match], "backendRefs": backends}

@@ -1,16 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the builders of all configs get, and the parts of a config that follow from it."""
+"""Trainer image of a pod, and the version of the contract that the image reads.
+
+The environment variable with the config of a container.
+
+What the builders of all configs get, and the parts of a config that follow from it.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, TypedDict, cast
 
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.locations import parse_store
-from finetune_trainer.contract.base import CONTRACT_VERSION
-from finetune_trainer.contract.environment import STORE_MOUNT
+from finetune_operator.manifests.volumes import parse_store, secret_mount
+from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
+from finetune_trainer.contract.environment import CONFIG_ENV, STORE_MOUNT
 from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerImage:
+    """A trainer image and its contract."""
+
+    image: str
+    contract: int
+
+
+def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
+    """The trainer image of the profile, or that of the operator.
+
+    `images.trainerContract` belongs to `images.trainer`. Absent: the image reads the operator's version of
+    the contract, as the operator's own image does.
+    """
+    own = profile.spec.images.trainer if profile is not None else None
+    if profile is None or own is None:
+        return TrainerImage(default_image, CONTRACT_VERSION)
+    return TrainerImage(own, profile.spec.images.trainer_contract or CONTRACT_VERSION)
+
+
+def config_variable(config: Contract) -> dict[str, str]:
+    r"""The config as JSON, with each `$` as `\u0024`.
+
+    In values of variables, Kubernetes replaces `$$` by `$`, and `$(NAME)` by a variable. A text of the user
+    would then be another one in the pod, and the digest of the pod's config not that of the Job.
+    """
+    # All `$` of a JSON text are within strings.
+    return {"name": CONFIG_ENV, "value": config.to_json().replace("$", r"\u0024")}
+
+
+def literal(argument: str) -> str:
+    """An item of a container's command or arguments, which Kubernetes would expand in the same way."""
+    return argument.replace("$", "$$")
 
 
 class SharedFields(TypedDict):

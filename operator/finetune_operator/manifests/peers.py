@@ -12,12 +12,7 @@ from typing import Final
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.manifests.labels import RUN, STAGE, short_hash, stage_job_name
-from finetune_operator.manifests.networkpolicies import (
-    allow,
-    build_network_policy,
-    namespaces_with,
-    pods_with,
-)
+from finetune_operator.manifests.pod_protection import allow, build_network_policy, namespaces_with, pods_with
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import JobStage
 from finetune_trainer.contract.environment import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT

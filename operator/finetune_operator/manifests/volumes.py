@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parse URIs of volumes in the cluster and of locations in the network."""
+"""Parse URIs of volumes in the cluster and of locations in the network.
+
+Mounts of Secrets with credentials: each is a folder in the pod, with one file per key.
+
+Volumes of an endpoint's pods: the store of its models, API keys and temporary files.
+"""
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.environment import API_KEYS_MOUNT, CREDENTIALS_MOUNT, STORE_MOUNT
+from finetune_trainer.contract.references import SecretMount, StoreConfig
 
 NAME: Final = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 CONFIGMAP_KEY: Final = re.compile(r"^[-._a-zA-Z0-9*?\[\]!]{1,253}$")
@@ -108,3 +117,74 @@ def run_folder(uri: str, run: str) -> str:
 def store_folder(uri: str, kind: str, digest: str) -> str:
     """URI of an artifact in a store: `<store>/<kind>/<64 hex>`."""
     return f"{uri.rstrip('/')}/{kind}/{digest.removeprefix('sha256:')}"
+
+
+Use = Literal["store", "source", "base-model", "judge", "prometheus"]
+"""Purpose of a Secret in a pod."""
+
+
+def secret_mount(use: Use, secret: str | None, number: int | None = None) -> SecretMount | None:
+    """Path of the Secret in the container; None without a Secret.
+
+    Args:
+        use: purpose of the Secret.
+        secret: its name.
+        number: number of the source or judge, which has no name or one that can be too long for a volume.
+    """
+    folder = use if number is None else f"{use}-{number}"
+    return None if secret is None else SecretMount(name=secret, path=f"{CREDENTIALS_MOUNT}/{folder}")
+
+
+def secret_volume(mount: SecretMount) -> tuple[Manifest, Manifest]:
+    """The volume, and its mount in a container.
+
+    The volume is optional: the pod starts without the Secret, and its result reports that it is missing.
+    """
+    name = f"{mount.path.rpartition('/')[2]}-credentials"
+    volume = {"name": name, "secret": {"secretName": mount.name, "optional": True}}
+    return volume, {"name": name, "mountPath": mount.path, "readOnly": True}
+
+
+def scratch_volume(limit: str) -> Manifest:
+    """Volume of temporary files. Without a limit, it could fill the node's disk.
+
+    Models have another volume, limited by `ephemeralStorage` of the resources for `serve`.
+    """
+    return {"name": "scratch", "emptyDir": {"sizeLimit": limit}}
+
+
+def memory_volume(size: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """Volume and mount of /dev/shm with this size; none for that of the container runtime."""
+    if size is None:
+        return [], []
+    return (
+        [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}],
+        [{"name": "shared-memory", "mountPath": "/dev/shm"}],  # noqa: S108 - a volume of the pod
+    )
+
+
+def store_volume(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts of the store for the init container; a bucket needs only credentials."""
+    volumes: list[Manifest] = []
+    mounts: list[Manifest] = []
+    claim = parse_store(store.uri)
+    if claim is not None:
+        volumes.append(
+            {"name": "store", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
+        )
+        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
+    if store.credentials is not None:
+        volume, mount = secret_volume(store.credentials)
+        volumes.append(volume)
+        mounts.append(mount)
+    return volumes, mounts
+
+
+def key_volume(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """Volume and mount of the API keys. The volume is not optional: the pod waits until the Secret exists."""
+    if secret is None:
+        return [], []
+    return (
+        [{"name": "api-keys", "secret": {"secretName": secret}}],
+        [{"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True}],
+    )

@@ -9,14 +9,11 @@ from typing import Final
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.rollout_analysis import RolloutAnalysis
-from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN
-from finetune_operator.manifests.locations import parse_store
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.revision import Revision, api_keys_secret
-from finetune_operator.manifests.servingvolumes import key_volume
-from finetune_operator.manifests.stageinputs import store_config
+from finetune_operator.manifests.trainer_config import store_config
+from finetune_operator.manifests.volumes import key_volume, parse_store, secret_mount
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import (
     DEFAULT_MIN_ROWS,

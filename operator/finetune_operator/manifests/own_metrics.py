@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pods mount for metrics of the user: sources, files of tasks, and folders of the store instead of the
-store."""
+store.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
 from finetune_operator.api.pod_resources import PodResources
-from finetune_operator.manifests.locations import Location
-from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
+from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, disk_volume
+from finetune_operator.manifests.volumes import Location
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import (
     CUSTOM_METRIC_FILE,

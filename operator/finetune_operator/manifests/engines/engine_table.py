@@ -7,12 +7,10 @@ from typing import Final
 
 from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
 from finetune_operator.api.pod_resources import CPU, PodResources, quantity_value
-from finetune_operator.manifests.engines.answeringengine import AnsweringEngine
-from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.engine_inputs import AnsweringEngine, ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container
-from finetune_operator.manifests.engines.vllm import max_lora_rank, vllm_container
-from finetune_operator.manifests.engines.vllmanswers import VLLM_ANSWERING
-from finetune_operator.manifests.podsizing import resources_of, serving_resources
+from finetune_operator.manifests.engines.vllm import VLLM_ANSWERING, max_lora_rank, vllm_container
+from finetune_operator.manifests.pod_sizing import resources_of, serving_resources
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.serving import EngineName

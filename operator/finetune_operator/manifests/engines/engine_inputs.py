@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replica serves and how, the same for each engine."""
+"""What an engine needs to generate the answers of an evaluation.
 
+What a replica serves and how, the same for each engine.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,11 +12,40 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.revision import Revision, api_keys_secret
-from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.manifests.weights import WeightsReference
 from finetune_trainer.contract.environment import API_KEYS_MOUNT
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import DefaultSampling, ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredModels:
+    """What one server loads: a base model or a whole one, and its adapters."""
+
+    name: str
+    """Name and folder of the base model or whole model."""
+    adapters: tuple[str, ...]
+    """Names and folders of the adapters. With them, the base model has the name `BASE_FOLDER`."""
+    max_rank: int
+    """Highest rank of the adapters."""
+    accelerators: int
+    """Accelerators of the pod; 0 if devices are CPU cores."""
+    arguments: tuple[str, ...] = ()
+    """Arguments of the user, after those of the operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringEngine:
+    """An engine whose server has the completions API of vLLM, with token ids."""
+
+    highest_rank: int
+    """Highest rank of an adapter that it loads. It loads no DoRA."""
+    command: Callable[[AnsweredModels], list[str]]
+    """Command of a server on the loopback address."""
+    environment: Callable[[str], list[dict[str, str]]]
+    """Variables of its container, given the folder of our package."""
+
 
 DRAIN_SECONDS: Final = 10
 """Seconds for which a terminating pod still accepts requests; kube-proxy needs less on every node."""
