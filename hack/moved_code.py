@@ -54,6 +54,15 @@ class _WithoutModules(ast.NodeTransformer):
             return ast.Name("module", node.ctx)
         return ast.Name(self.names.get(node.id, node.id), node.ctx)
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """A parameter may have the name of a module."""
+        arguments = node.args
+        parameters = {each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
+        hidden, self.modules = self.modules, self.modules - parameters
+        bare = self.generic_visit(node)
+        self.modules = hidden
+        return bare
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         """Names of modules in texts say nothing about the code."""
         if isinstance(node.value, str):
