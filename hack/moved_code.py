@@ -116,8 +116,8 @@ def main() -> int:
     before = statements(sources_of(sys.argv[1]))
     after = statements(sources_of(sys.argv[2] if len(sys.argv) > 2 else None))
     gone, new = sorted(before - after), sorted(after - before)
-    sides = ("\n".join(side).splitlines() for side in (gone, new))
-    for line in difflib.unified_diff(*sides, "before", "after", lineterm="", n=1):
+    old_lines, new_lines = ("\n".join(side).splitlines() for side in (gone, new))
+    for line in difflib.unified_diff(old_lines, new_lines, "before", "after", lineterm="", n=1):
         print(line)
     print(f"{len(after)} statements, {len(gone)} only before, {len(new)} only after", file=sys.stderr)
     return 1 if gone or new else 0

@@ -14,6 +14,8 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # of the tiny model
 
+from finetune_trainer.distributed import distributed_group
+from finetune_trainer.entrypoint import process
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.prepare import stage as prepare
@@ -27,13 +29,13 @@ get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]
 
 __all__ = [
     "app",
-    "cli",
-    "group",
+    "distributed_group",
     "engine",
     "evaluate",
     "loading",
     "modeling_llama",
     "preflight",
     "prepare",
+    "process",
     "train",
 ]

@@ -14,10 +14,8 @@ from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
-from finetune_trainer.serve.fetch import run as fill
-from finetune_trainer.store import Store, download_lock, failures, open_store
-from finetune_trainer.store import copies as copying
-from finetune_trainer.store import copies as modelcache
+from finetune_trainer.serve.fetch import fill_cache as fill
+from finetune_trainer.store import Store, copies, download_lock, failures, open_store
 from finetune_trainer.store.copies import CacheVolume
 from tests.trainer.processes import run
 
@@ -77,7 +75,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(folder)
         verify(folder, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(modelcache, "verify_files", count)
+    monkeypatch.setattr(copies, "verify_files", count)
     return folders
 
 
@@ -137,7 +135,7 @@ def test_files_whose_times_changed_are_hashed_again(namespace: Namespace, hashed
 
 def test_a_cache_whose_records_are_lost_is_hashed_again(namespace: Namespace, hashed: list[Path]) -> None:
     fill(namespace.fill_config())
-    shutil.rmtree(namespace.root / "cache" / modelcache.VERIFIED)
+    shutil.rmtree(namespace.root / "cache" / copies.VERIFIED)
 
     fetch(namespace.fetch_config())
 
@@ -146,7 +144,7 @@ def test_a_cache_whose_records_are_lost_is_hashed_again(namespace: Namespace, ha
 
 def test_filling_again_records_what_was_verified(namespace: Namespace, hashed: list[Path]) -> None:
     fill(namespace.fill_config())
-    shutil.rmtree(namespace.root / "cache" / modelcache.VERIFIED)
+    shutil.rmtree(namespace.root / "cache" / copies.VERIFIED)
 
     fill(namespace.fill_config("other"))
     fetch(namespace.fetch_config())
@@ -199,11 +197,11 @@ def test_a_cache_that_cannot_be_written_is_named(namespace: Namespace) -> None:
 def test_endpoints_that_fill_at_the_same_time_copy_a_model_once(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, copies = threading.Event(), []
-    copy = copying.copy_artifact
+    begun, copied = threading.Event(), []
+    copy = copies.copy_artifact
 
     def slow(*arguments: object) -> None:
-        copies.append(arguments)
+        copied.append(arguments)
         begun.set()
         assert seen.wait(60)
         copy(*arguments)  # type: ignore[arg-type]
@@ -217,7 +215,7 @@ def test_endpoints_that_fill_at_the_same_time_copy_a_model_once(
             seen.set()
         return found
 
-    monkeypatch.setattr(modelcache, "copy_artifact", slow)
+    monkeypatch.setattr(copies, "copy_artifact", slow)
     monkeypatch.setattr(Store, "read_download_note", note)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fill, namespace.fill_config("one"))
@@ -231,4 +229,4 @@ def test_endpoints_that_fill_at_the_same_time_copy_a_model_once(
         first.result()
         other.result()
 
-    assert len(copies) == 1
+    assert len(copied) == 1

@@ -16,11 +16,7 @@ from typing import Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed import (  # type: ignore[attr-defined]
-    DistError,
-    PrefixStore,  # type: ignore[attr-defined]
-    TCPStore,
-)
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
 from finetune_trainer.contract.configs import TrainConfig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of an answer from its tokens: the reader of each model, and whole characters only, truncated at a stop string."""
+"""The text of an answer from its tokens: whole characters, truncated at a stop string, read for each model."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that an endpoint serves: names, digests, records of their probes, and the check against these."""
+"""The models that an endpoint serves: names, digests, records of their probes, and the check of these."""
 
 import logging
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus metrics of served models and of requests to them: those of both engines, and those of the built-in one.
+"""Prometheus metrics of served models and of requests to them, for both engines.
 
 Requests for other models share the label `unknown`.
 """

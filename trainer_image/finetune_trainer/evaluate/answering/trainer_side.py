@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's side of an evaluation that a serving engine answers: writes the prompts, and reads the answers."""
+"""The trainer's side of an evaluation that a serving engine answers: writes prompts, and reads answers."""
 
 import logging
 import shutil

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets the judges of an evaluation compare the answers that it has measured: several calls at a time, each reply kept as
-it arrives.
+"""Let the judges of an evaluation compare its measured answers: several calls at a time.
+
+Each reply is stored when it arrives.
 """
 
 import asyncio

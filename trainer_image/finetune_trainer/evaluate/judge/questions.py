@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of a judge: which rows, in which order of the answers, what the judge reads, and how its reply is read."""
+"""The calls of a judge: the rows, the order of the answers, the prompt, and the reading of its reply."""
 
 import hashlib
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The subjects of an evaluation: which are optional, their files in the store, and the rows as each is prompted."""
+"""The subjects of an evaluation: which are optional, their files, and the rows as each is prompted."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that vLLM would answer too late: refused at once, or ended at their deadline, which vLLM does not have."""
+"""Requests that vLLM would answer too late: refused at once, or ended at their deadline."""
 
 import asyncio
 import json
