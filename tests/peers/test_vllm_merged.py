@@ -7,8 +7,8 @@ import pytest
 
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig, MergeConfig
-from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fetch import fill_cache as fill
+from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.merge import run as merge
 from tests.peers.test_vllm_pod import QUESTION, FetchedPod, config_of_router
 from tests.trainer.basemodels import with_gemma_tokens

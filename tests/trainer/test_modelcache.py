@@ -13,8 +13,8 @@ from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fetch import fill_cache as fill
+from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.store import Store, copies, download_lock, failures, open_store
 from finetune_trainer.store.copies import CacheVolume
 from tests.trainer.processes import run

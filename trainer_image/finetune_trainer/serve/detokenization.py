@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of an answer from its tokens: whole characters, truncated at a stop string, read for each model."""
+"""The text of an answer from its tokens: whole characters, truncated at a stop string."""
 
 from collections.abc import Callable, Mapping, Sequence
 
