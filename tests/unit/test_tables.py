@@ -136,6 +136,6 @@ def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
     """
     named = {module for module in PRODUCT[0].rglob("*.py") if any(text == name for text in texts(module))} - {
         PRODUCT[0] / "metrics" / "changes.py",
-        PRODUCT[0] / "api" / "podtemplate.py",
+        PRODUCT[0] / "api" / "pod_template.py",
     }
     assert named <= {source(stage_table), *(RECONCILE / module for module in STAGE_MODULES[name])}

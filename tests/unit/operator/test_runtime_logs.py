@@ -7,8 +7,8 @@ import sys
 
 SAY = """
 import logging
-from finetune_operator.runtime import logs
-logs.configure("INFO", "json")
+from finetune_operator.runtime import process
+process.configure_logs("INFO", "json")
 logging.getLogger("somewhere").info("created %s", "Job", extra={"kind": "Job"})
 logging.getLogger("somewhere").debug("not said")
 logging.getLogger("kopf.objects").info("not said either")
