@@ -16,7 +16,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.clearing import clear_away
 from finetune_operator.reconcile.dataset.prepare import prepare
 from finetune_operator.reconcile.dataset.refresh import refresh
-from finetune_operator.reconcile.dataset.sourcecheck import STAGE, profile_of
+from finetune_operator.reconcile.dataset.sourcecheck import PREPARE, profile_of
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -47,7 +47,7 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
         store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     store_uri = store.uri if isinstance(store, StoreReference) else None
     claims = storage.claims_of(store_uri, *(source.uri for source in dataset.spec.sources))
-    queued = queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE))
+    queued = queues.queue_needs(queues.queues_of(profile, (PREPARE,), NO_CHOICE))
     return queues.merged(claims, labels, queued)
 
 

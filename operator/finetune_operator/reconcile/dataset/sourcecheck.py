@@ -42,7 +42,7 @@ from finetune_trainer.contract.references import without_query
 from finetune_trainer.contract.results import SourceResult, SourceRows
 from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
 
-STAGE: Final[Stage] = "prepare"
+PREPARE: Final[Stage] = "prepare"
 
 
 def check_number(dataset: Dataset) -> int:
@@ -55,13 +55,13 @@ def check_number(dataset: Dataset) -> int:
 
 def job_names(dataset: Dataset, number: int) -> JobNames:
     """Names of the Jobs of a check."""
-    return JobNames.of(dataset, STAGE, str(dataset.metadata.generation), suffix=_suffix(number))
+    return JobNames.of(dataset, PREPARE, str(dataset.metadata.generation), suffix=_suffix(number))
 
 
 def check_source(dataset: Dataset, draft: Draft) -> Outcome:
     """Advance the present check, or start the next one."""
     request = StageRequest(
-        stage=STAGE,
+        stage=PREPARE,
         run=_run(dataset),
         names=job_names(dataset, check_number(dataset)),
         retry=retry_of(dataset),
@@ -178,7 +178,7 @@ def _build(
         missing = missing or storage.check_claim(
             source.uri, f"spec.{field}.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
         )
-    queue = queues.queues_of(profile, (STAGE,), NO_CHOICE)
+    queue = queues.queues_of(profile, (PREPARE,), NO_CHOICE)
     missing = missing or queues.check_queues(queue, dataset.namespace, snapshot)
     if missing is not None:
         return missing
@@ -195,7 +195,7 @@ def _build(
     )
     prepares = purpose == "stage"
     sources = dataset.spec.sources if prepares else ()
-    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, STAGE)
+    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, PREPARE)
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
         return unsent
@@ -204,7 +204,7 @@ def _build(
         dataset,
         request.names.of_purpose(purpose),
         config,
-        STAGE if prepares else "collect",
+        PREPARE if prepares else "collect",
         Placement(
             image=trainer.image,
             image_pull_policy=snapshot.facts.image_pull_policy,

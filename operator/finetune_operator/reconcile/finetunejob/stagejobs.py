@@ -18,8 +18,7 @@ from finetune_operator.manifests.pod_sizing import one_device_holds
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob import prerequisites
-from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, chosen_queueing
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import limit_of
 from finetune_operator.reconcile.measuring import EvaluationMounts, scored_folders
@@ -150,5 +149,5 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
         service=peers,
         peer_key=peers,
         prediction=run.status.prediction,
-        chosen=prerequisites.chosen_queueing(run.job, stage),
+        chosen=chosen_queueing(run.job, stage),
     )

@@ -13,7 +13,8 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.job_problems import shows_running_pods
 from finetune_operator.observe.pod_startup import lacks_capacity
-from finetune_operator.observe.pod_status import condition, has_ended, newest_per_index, nodes_of, parse_time
+from finetune_operator.observe.pod_status import condition as pod_condition
+from finetune_operator.observe.pod_status import has_ended, newest_per_index, nodes_of, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -135,7 +136,7 @@ def _age(run: FineTuneJob) -> tuple[str, str]:
 
 
 def _lacks_room(pod: Manifest) -> bool:
-    scheduled = condition(pod, "PodScheduled") or {}
+    scheduled = pod_condition(pod, "PodScheduled") or {}
     is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return is_refused and lacks_capacity(scheduled.get("message") or "")
 
@@ -143,5 +144,5 @@ def _lacks_room(pod: Manifest) -> bool:
 def _unscheduled_since(pod: Manifest) -> datetime | None:
     if not _lacks_room(pod):
         return None
-    at = (condition(pod, "PodScheduled") or {}).get("lastTransitionTime")
+    at = (pod_condition(pod, "PodScheduled") or {}).get("lastTransitionTime")
     return parse_time(at or pod["metadata"]["creationTimestamp"])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from finetune_operator.api.evaluation import MAX_SCORES, SUBJECT_PATTERN, Score
 from finetune_operator.status.progress import find_score
-from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
+from finetune_trainer.contract.evaluation import CheckFinding as MeasuredFinding
+from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.metrics import METRIC_PATTERN
 from finetune_trainer.contract.results import EvaluateResult
 
@@ -19,7 +20,7 @@ class Measurements:
     scores: tuple[Score, ...]
     evidence: Mapping[int, GateEvidence] = field(default_factory=dict)
     """By the index of the gate."""
-    findings: tuple[CheckFinding, ...] = ()
+    findings: tuple[MeasuredFinding, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """By subject, why it was not measured."""
     opponents: Mapping[str, str] = field(default_factory=dict)
