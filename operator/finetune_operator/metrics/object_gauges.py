@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from finetune_operator.api.compute_profile import is_marked_default
 from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
 from finetune_operator.status.budget_use import shares_used
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 

@@ -12,10 +12,7 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
-from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
-from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     STATES,
     TRANSITIONS,
     Action,
@@ -23,6 +20,9 @@ from finetune_operator.reconcile.inferencedeployment.rollout.transitions import 
     State,
     transition,
 )
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from tests.unit.operator.endpoints import (
     EndpointCluster,

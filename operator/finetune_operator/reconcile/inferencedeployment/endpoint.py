@@ -21,7 +21,7 @@ from finetune_operator.reconcile.inferencedeployment import drift
 from finetune_operator.reconcile.inferencedeployment.devicecost import endpoint_cost
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_weights
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
 from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
 from finetune_operator.reconcile.inferencedeployment.traffic.routeaccepted import (
     earliest,

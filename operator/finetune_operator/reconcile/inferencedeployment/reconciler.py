@@ -13,10 +13,10 @@ from finetune_operator.reconcile.inferencedeployment.revision.basemodel import p
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights, with_served_merge
 from finetune_operator.reconcile.inferencedeployment.revision.modelcache import fill_cache
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout import may_start, roll_out
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
 from finetune_operator.reconcile.inputs.secondaries import Needs

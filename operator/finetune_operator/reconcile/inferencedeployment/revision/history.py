@@ -14,7 +14,7 @@ from finetune_operator.api.inference_deployment import (
 )
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import without_empty
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED, PROGRESSING
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED, PROGRESSING
 
 NO_EDITS: Final[dict[str, bool | set[str]]] = {
     "replicas": True,

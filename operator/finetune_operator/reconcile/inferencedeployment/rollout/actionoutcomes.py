@@ -8,6 +8,7 @@ from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Event
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import Action
 from finetune_operator.reconcile.inferencedeployment.rollout import readyoutcomes
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import (
     DEFAULT_PER_NAMESPACE,
@@ -16,7 +17,6 @@ from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import 
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import num_ready, rolling_limits
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.routeaccepted import earliest
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL

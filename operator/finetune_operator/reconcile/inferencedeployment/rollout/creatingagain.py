@@ -11,8 +11,8 @@ from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.pod_shape import changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Delete, Plan
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import has_slot, is_held, state_of
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason

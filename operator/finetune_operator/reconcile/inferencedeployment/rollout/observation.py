@@ -3,10 +3,7 @@
 
 from finetune_operator.observe.deployments import is_ready
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
-from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import slot_of
-from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     PROGRESSING,
     STATES,
     UNPROVEN,
@@ -14,6 +11,9 @@ from finetune_operator.reconcile.inferencedeployment.rollout.transitions import 
     Observation,
     State,
 )
+from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import slot_of
+from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 

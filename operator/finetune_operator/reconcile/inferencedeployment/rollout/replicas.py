@@ -3,13 +3,17 @@
 
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.observe.pod_termination import is_overdue
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
+    UNPROVEN,
+    UNWELCOME,
+    State,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     awaits_stable,
     num_ready,
     rolling_limits,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN, UNWELCOME, State
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 
 

@@ -12,6 +12,15 @@ from finetune_operator.api.inference_deployment import ObeyedDecision, RevisionM
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
+    TRANSITIONS,
+    UNPROVEN,
+    UNWELCOME,
+    Action,
+    Observation,
+    State,
+    transition,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes import OUTCOMES
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
 from finetune_operator.reconcile.inferencedeployment.rollout.creatingagain import create_again
@@ -28,15 +37,6 @@ from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     returns_to,
     rolling_limits,
     weights_by_replicas,
-)
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
-    TRANSITIONS,
-    UNPROVEN,
-    UNWELCOME,
-    Action,
-    Observation,
-    State,
-    transition,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL

@@ -25,10 +25,10 @@ from finetune_operator.observe.pod_termination import is_overdue, until_overdue
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, spec_hash
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNWELCOME
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import Analysis, phase_of
 from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps, RoutedSteps
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNWELCOME
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import main_revision
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
