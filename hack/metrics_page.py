@@ -15,7 +15,7 @@ from finetune_operator.api.stage_status import LOST_CAUSES
 from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.metrics.object_gauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
-from finetune_operator.reconcile.inputs.calibration import Calibration
+from finetune_operator.reconcile.inputs.device_use import Calibration
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.serving_metrics import ServingMetrics
 from finetune_trainer.train.training_metrics import TrainingMetrics

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, children_of
+from finetune_operator.reconcile.inputs.related_types import SECONDARIES, children_of
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})

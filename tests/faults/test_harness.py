@@ -49,7 +49,7 @@ NEVER_LISTS_AGAIN = Edit(
     "                wait",
 )
 LEAVES_ITS_RECORDS = Edit(
-    "reconcile/records/ownership.py", 'draft.remove(deletion_target(record), "Background")', "pass"
+    "reconcile/records/retention.py", 'draft.remove(deletion_target(record), "Background")', "pass"
 )
 
 

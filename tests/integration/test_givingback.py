@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_operator.observe.pod_status import index_of
-from finetune_operator.reconcile.stages.givingback import GIVE_BACK_AFTER
+from finetune_operator.reconcile.stages.gang_deadlock import GIVE_BACK_AFTER
 from tests.fakekubelet import FakeKubelet
 from tests.fakenode import FakeNode
 from tests.integration import manifests

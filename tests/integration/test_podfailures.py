@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from finetune_operator.observe.pod_termination import OUT_OF_SERVICE
-from finetune_operator.reconcile.inputs.secondaries import SHARED_SECONDS
+from finetune_operator.reconcile.inputs.related_types import SHARED_SECONDS
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import condition

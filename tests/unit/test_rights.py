@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_operator.reconcile.inputs.secondaries import SECONDARIES
+from finetune_operator.reconcile.inputs.related_types import SECONDARIES
 from tests import rights
 from tests.e2e.sessions import LaneSession, left_in, usage_of_all
 from tools.cluster.toolchain import HELM

@@ -27,23 +27,23 @@ DATA: Final = PRODUCT[1] / "data"
 
 RECONCILE: Final = PRODUCT[0] / "reconcile"
 STAGE_MODULES: Final = {
-    "prepare": {"dataset/sourcecheck.py", "finetunejob/data.py"},
+    "prepare": {"dataset/source_check.py", "finetunejob/inputs.py"},
     "preflight": {"finetunejob/preflight.py"},
     "train": {"finetunejob/train.py"},
     "evaluate": {"measuring.py"},
     "score": {"measuring.py"},
     "analyze": set(),
     "collect": {
-        "dataset/sourcecheck.py",
-        "evaluation/jobs.py",
-        "finetunejob/stagejobs.py",
-        "stages/collect.py",
-        "stages/request.py",
+        "dataset/source_check.py",
+        "evaluation/measurement.py",
+        "finetunejob/stage.py",
+        "stages/runner.py",
+        "stages/stage_request.py",
     },
-    "cleanup": {"records/contentremoval.py"},
-    "download": {"inferencedeployment/revision/basemodel.py"},
-    "fill": {"inferencedeployment/revision/modelcache.py"},
-    "merge": {"inferencedeployment/revision/merging.py"},
+    "cleanup": {"records/content_removal.py"},
+    "download": {"inferencedeployment/revision/weights.py"},
+    "fill": {"inferencedeployment/revision/weights.py"},
+    "merge": {"inferencedeployment/revision/weights.py"},
 }
 """Modules that start a stage's Job or record its result."""
 

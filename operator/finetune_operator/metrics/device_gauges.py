@@ -18,7 +18,7 @@ from finetune_operator.observe.device_usage import (
     missing_replicas,
 )
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.calibration import Calibration
+from finetune_operator.reconcile.inputs.device_use import Calibration
 
 WORKLOADS: Final[Mapping[str, str]] = {
     "FineTuneJob": "run",

@@ -21,11 +21,11 @@ from finetune_operator.reconcile.datasetversion import reconciler as datasetvers
 from finetune_operator.reconcile.evaluation import reconciler as evaluation
 from finetune_operator.reconcile.finetunejob import reconciler as finetunejob
 from finetune_operator.reconcile.inferencedeployment import reconciler as inferencedeployment
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import queues
 from finetune_operator.reconcile.records import deletion
-from finetune_operator.reconcile.stages.refusedpods import refusal_needs
+from finetune_operator.reconcile.stages.jobs import refusal_needs
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import INDEXERS, address, has_ended, namespace_of
-from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, Secondary, children_of
+from finetune_operator.reconcile.inputs.related_types import SECONDARIES, Secondary, children_of
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS

@@ -20,9 +20,9 @@ from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
-from finetune_operator.reconcile.inputs.secondaries import LookedUp
+from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
-from finetune_operator.reconcile.kstatus import block
+from finetune_operator.reconcile.pass_outcome import block
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.report.progress_cache import ProgressBoard
 from finetune_operator.runtime.caches import Caches

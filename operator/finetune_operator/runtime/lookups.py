@@ -21,7 +21,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, PageTooLarge, Rejected, is_refusal, refusal
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.secondaries import (
+from finetune_operator.reconcile.inputs.related_types import (
     SECONDARIES,
     LookedUp,
     Lookup,

@@ -27,8 +27,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.engine.resources import JOB, POD, ResourceType, controller, version
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.calibration import Calibration
-from finetune_operator.reconcile.inputs.deviceuse import DeviceUse
+from finetune_operator.reconcile.inputs.device_use import Calibration, DeviceUse, JobDevices
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,
     BY_CONTENT,
@@ -42,17 +41,16 @@ from finetune_operator.reconcile.inputs.indexes import (
     QUEUED,
     ROLLING,
     PlaceInLine,
+    SortedGroups,
     address,
     age_of,
     place_in_history,
     place_in_line,
 )
-from finetune_operator.reconcile.inputs.jobdevices import JobDevices
-from finetune_operator.reconcile.inputs.secondaries import Children
+from finetune_operator.reconcile.inputs.related_types import Children
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
-from finetune_operator.reconcile.inputs.sortedgroups import SortedGroups
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.scheduling.locks import budget_lock, line_lock, rollout_lock
+from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.scheduling import budget_lock, line_lock, rollout_lock
 from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.base import lenient_validator
 

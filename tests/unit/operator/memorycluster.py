@@ -25,11 +25,11 @@ from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.observe.admission import UNKNOWN
 from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
-from finetune_operator.reconcile.inputs.secondaries import JOB_UID as WORKLOAD_JOB
-from finetune_operator.reconcile.inputs.secondaries import LookedUp
+from finetune_operator.reconcile.inputs.related_types import JOB_UID as WORKLOAD_JOB
+from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.reconcile.stages.jobresults import JOB_UID
+from finetune_operator.reconcile.stages.jobs import JOB_UID
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_trainer.contract.configs import CONFIG_ADAPTER

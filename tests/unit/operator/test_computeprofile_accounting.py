@@ -16,14 +16,14 @@ from finetune_operator.api.compute_profile import (
     ComputeProfile,
 )
 from finetune_operator.observe.device_usage import PodUse
-from finetune_operator.reconcile.computeprofile.accounting import (
+from finetune_operator.reconcile.platform.budgets import (
     LAG,
     MAX_PASS_SECONDS,
     MIN_PASS_SECONDS,
     Account,
     account,
+    period_of,
 )
-from finetune_operator.reconcile.platform.budgets import period_of
 
 BEGIN = datetime(2030, 1, 2, 3, 0, tzinfo=UTC)
 """A Wednesday."""

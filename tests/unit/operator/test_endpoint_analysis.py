@@ -9,9 +9,8 @@ from finetune_operator.engine.resources import POD
 from finetune_operator.manifests.labels import RUN
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, AnalyzeResult
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, AnalyzeConfig
 from finetune_trainer.contract.results import StageResult

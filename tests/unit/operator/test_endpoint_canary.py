@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.api.rollout_strategy import CanaryStep
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
+from finetune_operator.reconcile.inferencedeployment.rollout.strategies import CanarySteps
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,

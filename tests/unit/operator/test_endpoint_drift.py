@@ -151,7 +151,7 @@ def test_a_recorded_spec_and_generation_of_any_form_are_compared(containers: Any
 def test_another_image_of_the_operator_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, revision = serving()
     monkeypatch.setattr(
-        "finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes.build_deployment",
+        "finetune_operator.reconcile.inferencedeployment.rollout.rollout_actions.build_deployment",
         lambda *_: pytest.fail("a live revision is not built again"),
     )
     before = cluster.deployments[revision]

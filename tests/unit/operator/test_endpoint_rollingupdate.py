@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_operator.api.rollout_strategy import RollingUpdate
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
+from finetune_operator.reconcile.inferencedeployment.rollout.strategies import RollingLimits
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,

@@ -5,11 +5,11 @@ import pytest
 
 from finetune_operator.engine.resources import SERVICE
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
+from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
     Writes,
     main_revision,
+    traffic_of,
 )
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint
 

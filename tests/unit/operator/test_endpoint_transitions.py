@@ -20,10 +20,9 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     broken_pod,

@@ -14,8 +14,8 @@ from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.scheduling import related
 from finetune_trainer.contract.results import Score
 from tests.unit.operator.evaluations import (
     EVALUATION,

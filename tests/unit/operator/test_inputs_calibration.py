@@ -3,12 +3,7 @@
 
 from typing import Any
 
-from finetune_operator.reconcile.inputs.calibration import (
-    MAX_LINE_RUNS,
-    MAX_RUNS,
-    Calibration,
-    LineOnProfile,
-)
+from finetune_operator.reconcile.inputs.device_use import MAX_LINE_RUNS, MAX_RUNS, Calibration, LineOnProfile
 
 
 def run(number: int, mfu: float | None, profile: str | None = "a100") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.observe.device_usage import PodUse, use_of
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.deviceuse import KEPT, DeviceUse
+from finetune_operator.reconcile.inputs.device_use import KEPT, DeviceUse
 
 BEGIN = datetime(2030, 1, 2, 3, 0, tzinfo=UTC)
 STAGE_POD = {"finetune.dev/stage": "train", "finetune.dev/devices": "4"}

@@ -9,9 +9,9 @@ import pytest
 from finetune_operator.engine.resources import JOB, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, Child, Lookup, Needs
+from finetune_operator.reconcile.inputs.related_types import SECONDARIES, Child, Lookup, Needs
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
-from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.scheduling import related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshots import SnapshotReader

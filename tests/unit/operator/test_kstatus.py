@@ -9,8 +9,18 @@ import pytest
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.kstatus import PassResult, Reconciled, block, finish_pass
-from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
+from finetune_operator.reconcile.pass_outcome import (
+    Blocked,
+    Done,
+    Failed,
+    Halt,
+    PassResult,
+    Reconciled,
+    Suspended,
+    Working,
+    block,
+    finish_pass,
+)
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import EventReason, Reason
 from tests.unit.operator.evaluations import evaluation

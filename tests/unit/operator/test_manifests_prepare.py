@@ -12,7 +12,7 @@ from finetune_operator.api.dataset import Dataset, RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.reconcile.dataset.sourcecheck import sources_of
+from finetune_operator.reconcile.dataset.source_check import sources_of
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.calibration import Calibration
+from finetune_operator.reconcile.inputs.device_use import Calibration
 
 PROFILES = [{"metadata": {"name": "a100"}}, {"metadata": {"name": "l4"}}]
 RUNNING = {"containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": "now"}}}]}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.reconcile.platform.devicefacts import device_facts
+from finetune_operator.reconcile.platform.profiles import device_facts
 from finetune_trainer.contract.prediction import CARDS, GIBIBYTE, find_card
 from tests.unit.operator.runobjects import profile
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.scheduling import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving_pod
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.scheduling.relations import affected_by_champion
+from finetune_operator.reconcile.scheduling import affected_by_champion
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.vocabulary import FailureReason
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster

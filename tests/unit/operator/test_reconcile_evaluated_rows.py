@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.scheduling import related
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.evaluations import ASKED, QUESTIONS, QUESTIONS_UID, QUESTIONS_VERSION, questions
 from tests.unit.operator.memorycluster import MemoryCluster

@@ -16,8 +16,7 @@ from finetune_operator.api.evaluation_resource import (
 from finetune_operator.api.meta import Reserved
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
-from finetune_operator.reconcile.verdicts.condensed import condensed
-from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status
+from finetune_operator.reconcile.verdicts import condensed, evaluation_status
 from finetune_trainer.contract.evaluation import CheckFinding
 from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
 from finetune_trainer.contract.progress import Progress

@@ -7,8 +7,7 @@ import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate, Score
 from finetune_operator.manifests.configs import measured_metrics, subjects_of
-from finetune_operator.reconcile.verdicts.gates import decide
-from finetune_operator.reconcile.verdicts.measurements import Measurements
+from finetune_operator.reconcile.verdicts import Measurements, decide
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.results import Score as MeasuredScore
 from finetune_trainer.contract.results import StageResult

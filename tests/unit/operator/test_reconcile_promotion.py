@@ -7,8 +7,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpointrules import is_older
+from finetune_operator.reconcile.model_lines import CheckpointIndex, is_older
 from finetune_trainer.contract.evaluation import CheckFinding
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -12,8 +12,8 @@ from finetune_operator.manifests.endpoint import build_deployment
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob.prerequisites import chosen_queueing
-from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.finetunejob.run import chosen_queueing
+from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.stage_table import STAGES
 from tests.unit.operator import endpoints

@@ -9,8 +9,8 @@ import pytest
 from finetune_operator.api.dataset import Dataset, DatasetStatus, RefreshStatus, SourceDifference
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.dataset.timing import next_check
-from finetune_operator.reconcile.kstatus import block
+from finetune_operator.reconcile.pass_outcome import block
+from finetune_operator.reconcile.records.source_check_schedule import next_check
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.configs import PrepareConfig

@@ -12,7 +12,7 @@ from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.reconcile.scheduling.relations import related
+from finetune_operator.reconcile.scheduling import related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, ROWS, VERSION, WEIGHTS

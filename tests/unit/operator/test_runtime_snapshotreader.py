@@ -19,7 +19,7 @@ from finetune_operator.engine.resources import (
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
-from finetune_operator.reconcile.records.ownership import versions_of
+from finetune_operator.reconcile.records.retention import versions_of
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
 

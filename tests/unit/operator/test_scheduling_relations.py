@@ -6,7 +6,7 @@ import pytest
 from finetune_operator.api.meta import ObjectMeta, Resource
 from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
+from finetune_operator.reconcile.scheduling import affected_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.stages.jobresults import JOB_UID
+from finetune_operator.reconcile.stages.jobs import JOB_UID
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (

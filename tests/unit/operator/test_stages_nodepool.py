@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.stages.nodepool import NodePool
+from finetune_operator.reconcile.stages.gang_deadlock import NodePool
 from finetune_operator.stage_table import pod_names
 
 

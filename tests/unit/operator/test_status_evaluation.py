@@ -4,7 +4,7 @@
 import json
 
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus, Gate, GateResult, Score
-from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, of_champion
+from finetune_operator.reconcile.verdicts import evaluation_status, of_champion
 from finetune_operator.status.progress import evaluation_table
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 from finetune_trainer.contract.results import EvaluateResult

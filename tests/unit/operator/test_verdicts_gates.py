@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import MAX_SCORES, Gate, Score
-from finetune_operator.reconcile.verdicts.fewrows import MIN_ROWS, few_rows_warning
-from finetune_operator.reconcile.verdicts.gates import decide
-from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores
+from finetune_operator.reconcile.verdicts import (
+    MIN_ROWS,
+    Measurements,
+    decide,
+    few_rows_warning,
+    shown_scores,
+)
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 
 SCORES = (

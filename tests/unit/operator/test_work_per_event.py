@@ -16,11 +16,10 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.engine.resources import CLAIM, POD
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest, Plan
-from finetune_operator.reconcile.computeprofile.accounting import LAG
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpointrules import is_rejected
+from finetune_operator.reconcile.model_lines import CheckpointIndex, is_rejected
+from finetune_operator.reconcile.platform.budgets import LAG
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
+from finetune_operator.reconcile.scheduling import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshots import SnapshotReader

@@ -10,8 +10,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.promotion import decide
+from finetune_operator.reconcile.model_lines import CheckpointIndex, decide
 
 SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 

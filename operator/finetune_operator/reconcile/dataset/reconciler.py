@@ -13,19 +13,17 @@ from finetune_operator.api.compute import NO_CHOICE
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.references import StoreReference
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.clearing import clear_away
-from finetune_operator.reconcile.dataset.prepare import prepare
-from finetune_operator.reconcile.dataset.refresh import refresh
-from finetune_operator.reconcile.dataset.sourcecheck import PREPARE, profile_of
-from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.dataset.preparation import prepare, refresh
+from finetune_operator.reconcile.dataset.source_check import PREPARE, clear_away, profile_of
+from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.pass_outcome import Blocked
+from finetune_operator.reconcile.plan_builder import Draft
 from finetune_operator.reconcile.platform import profiles, queues, storage
-from finetune_operator.reconcile.records.finalizer import finalizer_update
-from finetune_operator.reconcile.records.ownership import delete_with, versions_of
-from finetune_operator.reconcile.records.sourcechecks import is_check_requested, until_check
-from finetune_operator.reconcile.stages.jobstate import is_stage_running
-from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.records.content_removal import finalizer_update
+from finetune_operator.reconcile.records.retention import delete_with, versions_of
+from finetune_operator.reconcile.records.source_check_schedule import is_check_requested, until_check
+from finetune_operator.reconcile.stages.jobs import is_stage_running
 from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 
 __all__ = ["needs", "reconcile"]

@@ -5,8 +5,8 @@ from finetune_operator.api.dataset_version import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.records import deletion, historylimits
-from finetune_operator.reconcile.records.finalizer import finalizer_update
+from finetune_operator.reconcile.records import deletion, retention
+from finetune_operator.reconcile.records.content_removal import finalizer_update
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
 
@@ -15,7 +15,7 @@ def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
     """Plan one pass over a DatasetVersion."""
     if version.metadata.deletion_timestamp is not None:
         return deletion.finalize(version, snapshot)
-    deletions = historylimits.enforce_limit(version, snapshot)
+    deletions = retention.enforce_limit(version, snapshot)
     if deletions is not None:
         return deletions
     generation = version.metadata.generation

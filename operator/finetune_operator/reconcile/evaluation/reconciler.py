@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
+"""Evaluations that measure nothing: finished, suspended, or being deleted.
+
+Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the
 first other step ends the pass. The Checkpoints' reconciler takes the scores from the status.
@@ -11,17 +13,68 @@ from typing import Final
 
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.evaluation.assessment import Assessment
-from finetune_operator.reconcile.evaluation.ended import delete, finished, suspend
-from finetune_operator.reconcile.evaluation.inputs import inputs, validate
-from finetune_operator.reconcile.evaluation.measure import measure
-from finetune_operator.reconcile.evaluation.prerequisites import needs
+from finetune_operator.reconcile.evaluation.assessment import (
+    STAGES_OF_CHECKPOINT,
+    Assessment,
+    needs,
+    number_of_results,
+)
+from finetune_operator.reconcile.evaluation.measurement import inputs, measure, validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.records.finalizer import finalizer_update
-from finetune_operator.reconcile.steps import Done, Failed, Halt
-from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text
-from finetune_operator.status.conditions import is_finished
+from finetune_operator.reconcile.pass_outcome import Done, Failed, Halt, Suspended
+from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.records.content_removal import (
+    Removal,
+    finalizer_update,
+    has_finalizer,
+    is_without_claim,
+    release,
+    removal,
+    without_finalizer,
+)
+from finetune_operator.reconcile.stages.job_cleanup import clear_leftovers, stop_all
+from finetune_operator.reconcile.verdicts import verdict_text
+from finetune_operator.status.conditions import is_finished, status_manifest
 from finetune_operator.status.reasons import Reason
+
+
+def finished(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
+    """Delete the children `childrenTTLSeconds` after the end."""
+    draft, generation = Draft(snapshot), evaluation.metadata.generation
+    requeue_after = clear_leftovers(draft, evaluation.status.conditions, evaluation.spec.children_ttl_seconds)
+    status = None
+    if evaluation.status.observed_generation != generation:
+        # suspend and childrenTTLSeconds can still change; the verdict does not.
+        status = status_manifest(evaluation.status.model_copy(update={"observed_generation": generation}))
+    return draft.plan(status, requeue_after)
+
+
+def suspend(run: Assessment) -> Plan:
+    """Delete the running Job in the foreground: its pod saves the measured rows in the grace period."""
+    message = "suspended: no devices are used; set spec.suspend to false to continue"
+    names = (run.job_names(stage).stage for stage in STAGES_OF_CHECKPOINT)
+    halt = stop_all(run, names, "the measured rows")
+    return run.plan(halt or Suspended(Reason.SUSPENDED, message))
+
+
+def delete(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
+    """Remove the pods and, with `deletionPolicy: Delete`, the folders of an Evaluation that is being deleted.
+
+    It is released once its folders are removed, or after a timeout.
+    """
+    if not has_finalizer(evaluation):
+        return Plan()
+    removals = () if snapshot.is_namespace_terminating else _removals(evaluation, snapshot)
+    if not removals:
+        return Plan(metadata=without_finalizer(evaluation))
+    return release(Draft(snapshot), evaluation, removals)
+
+
+def _removals(evaluation: Evaluation, snapshot: Snapshot) -> tuple[Removal, ...]:
+    """The folders of the Checkpoints that were measured, and of the current one."""
+    known = (removal(evaluation, evaluation, n) for n in range(number_of_results(evaluation.status) + 1))
+    return tuple(each for each in known if each is not None and not is_without_claim(each.store, snapshot))
+
 
 __all__ = ["needs", "reconcile"]
 

@@ -14,9 +14,9 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.records.finalizer import Record, finalizer_update
-from finetune_operator.reconcile.records.ownership import versions_of
+from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.records.content_removal import Record, finalizer_update
+from finetune_operator.reconcile.records.retention import versions_of
 from finetune_operator.status.conditions import is_finished
 
 CANCELLED: Final = ".cancelled"

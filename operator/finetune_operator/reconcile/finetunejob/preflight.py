@@ -4,12 +4,12 @@
 from finetune_operator.api.finetune_job_status import DroppedRows
 from finetune_operator.api.training import Preference, ResolvedHyperparameters, ResolvedLoRA
 from finetune_operator.manifests.configs import preflight_config
-from finetune_operator.reconcile.finetunejob.predicting import record_prediction
+from finetune_operator.reconcile.evaluation_stages import keep_sources
+from finetune_operator.reconcile.finetunejob.prediction import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.measuring import keep_sources
-from finetune_operator.reconcile.stages.request import without_result
-from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.reconcile.pass_outcome import Failed, Halt
+from finetune_operator.reconcile.stages.stage_request import without_result
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FineTuneJob: from its spec and the snapshot to a plan.
+"""Validate a run before its first stage.
+
+How a run ends: promoted, waiting for approval, or below its gates.
+
+FineTuneJob: from its spec and the snapshot to a plan.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the
 first other step ends the pass. Nothing remembers where the last pass ended.
@@ -9,34 +13,125 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.training import invalid_arguments
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.finetunejob.data import data, evaluated_rows
-from finetune_operator.reconcile.finetunejob.deleting import delete
-from finetune_operator.reconcile.finetunejob.ended import (
-    accept_cancel,
-    cancel,
-    finished,
-    restored,
-    suspend,
-)
-from finetune_operator.reconcile.finetunejob.evaluate import evaluate
+from finetune_operator.reconcile.finetunejob.evaluation import custom_metrics_problem, evaluate
 from finetune_operator.reconcile.finetunejob.identity import (
     accepts_cancel,
     has_lost_status,
     is_recorded_as_cancelled,
     metadata,
 )
-from finetune_operator.reconcile.finetunejob.parent import parent
+from finetune_operator.reconcile.finetunejob.inactive_runs import (
+    accept_cancel,
+    cancel,
+    delete,
+    finished,
+    restored,
+    suspend,
+)
+from finetune_operator.reconcile.finetunejob.inputs import data, evaluated_rows, parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
-from finetune_operator.reconcile.finetunejob.prerequisites import needs
-from finetune_operator.reconcile.finetunejob.promote import promote
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
-from finetune_operator.reconcile.finetunejob.validation import validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.model_lines import is_rejected, verdict
+from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, Halt, Working
+from finetune_operator.reconcile.platform import storage
 from finetune_operator.status.conditions import is_finished
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved_fields import not_implemented
+
+
+def validate(run: Run) -> Failed | Blocked | None:
+    """Report everything that is wrong at once, and not only when the stage that needs it is due."""
+    if run.status.resolved.store is not None:
+        return None
+    refused = _refused(run)
+    if refused is not None:
+        return refused
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    unusable = _unusable(found.profile, found.evaluate_profile)
+    return unusable or custom_metrics_problem(run, found)
+
+
+def _refused(run: Run) -> Failed | None:
+    """Fields that this release does not implement, and values that the API server cannot check."""
+    spec = run.job.spec
+    messages = not_implemented(spec)
+    if messages:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
+    for field, uri, _ in inputs_of(run.job):
+        wrong = storage.check_source(uri, field)
+        if wrong is not None:
+            return wrong
+    wrong_form = storage.check_form(spec.store)
+    if wrong_form is not None:
+        return wrong_form
+    invalid = invalid_arguments(spec.chat_template_kwargs or {}, "spec.chatTemplateKwargs")
+    return None if invalid is None else Failed(Reason.INVALID_SPEC, invalid)
+
+
+def _unusable(*profiles: ComputeProfile) -> Blocked | None:
+    """A profile with fields that this release does not implement; it does not stop a run that has begun."""
+    for profile in profiles:
+        messages = not_implemented(profile.spec)
+        if messages:
+            return Blocked(
+                Reason.PROFILE_INVALID,
+                f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
+                requeue_after=None,
+            )
+    return None
+
+
+ENDS: Final[dict[str, type[Done | Failed]]] = {
+    Reason.GATE_FAILED: Failed,
+    Reason.EVALUATION_UNDECIDED: Failed,
+    Reason.VETOED: Failed,
+    Reason.CHAMPION_KEEPS_CHANGING: Failed,
+    Reason.AWAITING_APPROVAL: Done,
+    Reason.NOT_PROMOTED: Done,
+    Reason.PROMOTION_DISABLED: Done,
+}
+"""How a run ends if its Checkpoint is not promoted."""
+
+
+def promote(run: Run) -> Halt:
+    """The end of the run. The Checkpoint's reconciler writes `promotedAt`, and the run waits for it."""
+    evaluation = run.status.evaluation
+    decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model_line))
+    if evaluation is None:
+        return Working(decision.reason, decision.message)
+    end = ENDS.get(decision.reason)
+    if end is not None:
+        message = f"Checkpoint {evaluation.checkpoint} is not promoted: {decision.message}"
+        return end(decision.reason, message)
+    return _wait(run, evaluation, is_outdated=decision.reason == Reason.PROMOTING)
+
+
+def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
+    name, line = evaluation.checkpoint, run.job.spec.model_line
+    checkpoint = run.snapshot.checkpoints.get(name)
+    if checkpoint is not None and checkpoint.status.promoted_at is not None:
+        return Done(Reason.PROMOTED, f"Checkpoint {name} is promoted in model line {line}")
+    if checkpoint is not None and is_rejected(checkpoint):
+        return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by a person: it is not promoted")
+    if is_outdated:
+        # The verdict also holds against the new champion, because no gate of the run compares with it: the
+        # step `evaluate` renews a verdict that does.
+        champion = run.snapshot.checkpoints.champion_name(line)
+        run.update(evaluation=evaluation.model_copy(update={"champion": champion}))
+    return Working(
+        Reason.PROMOTING,
+        f"waiting for Checkpoint {name} to be promoted; if it was deleted, create a new FineTuneJob",
+    )
+
 
 __all__ = ["needs", "reconcile"]
 

@@ -1,28 +1,252 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
+"""The time limit of a stage: a run that has used its time is stopped, with its state saved.
 
-from finetune_operator.reconcile.finetunejob.predicting import start_note
-from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
-from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
-from finetune_operator.reconcile.measuring import build_stage_isolation
-from finetune_operator.reconcile.stages.advance import advance
-from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
-from finetune_operator.reconcile.stages.request import (
+Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage.
+
+Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from finetune_operator.api.pod_resources import CPU, CUDA_RESOURCES
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.configs import collect_config
+from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.labels import stage_job_name
+from finetune_operator.manifests.peers import (
+    build_peer_key,
+    build_peer_policy,
+    build_peer_service,
+    coordinator_host,
+    peer_name,
+)
+from finetune_operator.manifests.pod_sizing import one_device_holds
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.volumes import parse_source, parse_store
+from finetune_operator.observe.stage_usage import stage_usage
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.evaluation_stages import (
+    EvaluationMounts,
+    build_stage_isolation,
+    scored_folders,
+)
+from finetune_operator.reconcile.finetunejob.prediction import start_note
+from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.platform.budgets import check_budget
+from finetune_operator.reconcile.platform.profiles import check_config, device_facts
+from finetune_operator.reconcile.stages.accounting import finish, has_finished, record
+from finetune_operator.reconcile.stages.job_cleanup import stop
+from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, running_orphans, until_ended
+from finetune_operator.reconcile.stages.runner import advance, create_again, has_run, start
+from finetune_operator.reconcile.stages.stage_request import (
     CannotStart,
+    JobPurpose,
     Outcome,
+    PeerObjects,
     StageFailed,
     StageRequest,
     StartNeeded,
 )
-from finetune_operator.reconcile.stages.start import start
-from finetune_operator.reconcile.stages.usage import finish, has_finished, record
-from finetune_operator.reconcile.steps import Failed, Halt
-from finetune_operator.stage_table import STAGES
-from finetune_operator.status.reasons import EventReason
+from finetune_operator.stage_table import STAGES, JobStage
+from finetune_operator.status.conditions import find
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.stage_results import shown_problems
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a stage of a run may use devices."""
+
+    stage: Stage
+    seconds: int
+    advice: str
+    """How to raise it."""
+
+
+def limit_of(run: Run, stage: Stage) -> Limit | None:
+    """The smaller of the run's own limit and its profile's."""
+    own = run.job.spec.compute.max_run_seconds
+    profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
+    offered = profile.spec.limits.run_seconds if profile is not None else None
+    if own is not None and (offered is None or own <= offered):
+        return Limit(stage, own, f"raise spec.compute.maxRunSeconds of FineTuneJob {run.job.name}")
+    if profile is None or offered is None:
+        return None
+    return Limit(
+        stage, offered, f"ask the platform team to raise limits.runSeconds of ComputeProfile {profile.name}"
+    )
+
+
+def at_limit(run: Run, limit: Limit) -> Halt | None:
+    """Stop a stage that has used its time; None before that, and if the stage has ended by itself."""
+    snapshot, name = run.snapshot, stage_job_name(run.job, limit.stage)
+    job = snapshot.children[JOB].get(name)
+    if _seconds_left(run, limit) > 0 or (job is not None and not is_unfinished(job)):
+        return None
+    pods = running_orphans(snapshot, name)
+    if job is not None:
+        stop(run, job)
+        pods += pods_of(job, snapshot)
+    if job is not None or pods:
+        message = "the time limit of the run is reached; waiting for the pods to save their state and end"
+        return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
+    last = run.status.progress
+    where = f" at step {last.step} of {last.total_steps}" if last and last.stage == limit.stage else ""
+    message = (
+        f"{limit.stage} has used devices for {limit.seconds} seconds, and the operator stopped it{where} with"
+        f" its state saved; to continue from there, {limit.advice}"
+    )
+    before = find(run.job.status.conditions, ConditionType.STALLED)
+    if before is None or before.reason != Reason.MAX_RUN_SECONDS_EXCEEDED:
+        run.draft.event(EventReason.STAGE_FAILED, message, "Warning")
+    return Failed(Reason.MAX_RUN_SECONDS_EXCEEDED, message)
+
+
+def within(run: Run, limit: Limit, halt: Halt) -> Halt:
+    """The same, with another pass when the time is used up."""
+    if not isinstance(halt, Working | Blocked):
+        return halt
+    seconds = max(1.0, _seconds_left(run, limit))
+    soonest = seconds if halt.requeue_after is None else min(halt.requeue_after, seconds)
+    return replace(halt, requeue_after=soonest)
+
+
+def _seconds_left(run: Run, limit: Limit) -> float:
+    """Seconds that the stage may still use. What its pods use now is counted, but not written."""
+    usage, stage = run.status.usage, limit.stage
+    job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
+    if job is not None:
+        usage = stage_usage(usage, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+    used = usage.seconds if usage is not None and usage.name == stage else 0
+    return limit.seconds - used
+
+
+ConfigBuilder = Callable[[StageInputs], StageConfig | Blocked]
+"""Builds the config of one stage, or returns why its Job may not start. A new stage builds nothing else."""
+
+
+def build_job(
+    run: Run, request: StageRequest, purpose: JobPurpose, build_config: ConfigBuilder
+) -> Manifest | Blocked | Working:
+    """The Job that `advance` needs, or which prerequisite is missing."""
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    inputs = _inputs(run, found, request.stage)
+    stage: JobStage = request.stage
+    config: StageConfig | Blocked
+    if purpose == "stage":
+        waiting = check_budget(found.profile_of(stage), request.stage, run.job.namespace, run.snapshot)
+        if waiting is not None:
+            return waiting
+        run.keep(found)
+        config = build_config(inputs)
+        if isinstance(config, Blocked):
+            return config
+        unsent = check_config(config, found.profile)
+        if unsent is not None:
+            return unsent
+    else:
+        # Reading a stored result shows whether the store answers; a probe also writes a file.
+        stage, config = "collect", collect_config(inputs, request.stage, probe=purpose == "probe")
+    return build_stage_job(
+        run.job,
+        request.names.of_purpose(purpose),
+        config,
+        stage,
+        _placement(run, found, stage),
+        nonce_key=run.snapshot.facts.nonce_key,
+    )
+
+
+def build_peer_objects(run: Run, stage: Stage) -> PeerObjects | None:
+    """What the pods of a stage with several pods share; None for other stages."""
+    if nodes_of(run, stage) == 1:
+        return None
+    return PeerObjects(
+        service=build_peer_service(run.job, stage),
+        policy=build_peer_policy(run.job, stage, run.snapshot.facts.monitoring_namespace),
+        key=build_peer_key(run.job, stage, run.snapshot.entropy),
+    )
+
+
+def nodes_of(run: Run, stage: JobStage) -> int:
+    """Number of pods of the stage that run at once."""
+    return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
+
+
+def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
+    """Devices of each pod of the stage."""
+    profile, prediction = found.profile_of(stage), run.status.prediction
+    facts = device_facts(profile)
+    holds = one_device_holds(
+        prediction.weights_bytes if prediction is not None else None,
+        facts.memory_bytes if facts is not None else None,
+    )
+    requested = min(run.job.spec.compute.devices, profile.spec.accelerator.max_per_pod)
+    return STAGES[stage].devices_of(requested, one_holds_model=holds)
+
+
+def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
+    secret = found.store.credentials_secret_ref
+    devices = run.job.spec.compute.devices
+    limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
+    on_cuda = found.profile_of(stage).spec.accelerator.resource.startswith(CUDA_RESOURCES)
+    return StageInputs(
+        owner=run.job,
+        run=run.job.uid,
+        store_uri=found.store.uri,
+        store_credentials=secret.name if secret else None,
+        report=run.snapshot.facts.report,
+        contract_version=found.trainer.contract,
+        accelerators=1 if found.profile.spec.accelerator.resource == CPU else devices,
+        requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
+        device=device_facts(found.profile),
+        mfu=run.snapshot.calibrated_mfu(found.profile.name),
+        max_run_seconds=next((limit.seconds for limit in limits if limit is not None), None),
+        max_unpacked_bytes=found.profile.spec.limits.unpacked_bytes,
+        coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
+    )
+
+
+def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
+    spec, row = run.job.spec, STAGES[stage]
+    mounts = EvaluationMounts.of(stage, spec.evaluation)
+    source = spec.dataset.source if "source" in row.mounts else None
+    base_model = spec.base_model if "base_model" in row.mounts else None
+    nodes = nodes_of(run, stage)
+    peers = peer_name(run.job, stage) if nodes > 1 else None
+    return Placement(
+        image=found.trainer.image,
+        image_pull_policy=run.snapshot.facts.image_pull_policy,
+        profile=found.profile_of(stage),
+        storage=Storage(
+            store=parse_store(found.store.uri),
+            sources=(parse_source(source.uri),) if source else (),
+            base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
+            custom_metrics=mounts.custom_metrics,
+            tasks=mounts.tasks,
+            folders=scored_folders(stage, found.store.uri, run.job.uid, run.measured_version.digest),
+        ),
+        credentials=CredentialsMount(
+            store=None if row.isolated else found.store.credentials_secret_ref,
+            sources=(source.credentials_secret_ref,) if source else (),
+            base_model=base_model.credentials_secret_ref if base_model else None,
+            judges=mounts.judges,
+        ),
+        devices=_devices_of(run, found, stage),
+        nodes=nodes,
+        service=peers,
+        peer_key=peers,
+        prediction=run.status.prediction,
+        chosen=chosen_queueing(run.job, stage),
+    )
 
 
 def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResult | Halt:

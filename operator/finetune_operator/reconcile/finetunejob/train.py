@@ -11,14 +11,14 @@ from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
 from finetune_operator.observe.pod_status import image_by_digest
 from finetune_operator.plan import Create
-from finetune_operator.reconcile.finetunejob.advising import advise
-from finetune_operator.reconcile.finetunejob.predicting import record_measured
+from finetune_operator.reconcile.finetunejob.advice import advise
+from finetune_operator.reconcile.finetunejob.prediction import record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.request import without_result
-from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.reconcile.pass_outcome import Failed, Halt
+from finetune_operator.reconcile.stages.jobs import pods_of
+from finetune_operator.reconcile.stages.stage_request import without_result
 from finetune_operator.status.progress import with_losses
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stage_results import trained_message, training_status, used_hyperparameters

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The observed state of an endpoint, and the plan that writes it to the status."""
+"""Devices that an endpoint holds, and their price per hour.
 
+Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions.
+
+The observed state of an endpoint, and the plan that writes it to the status.
+"""
+
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,33 +18,106 @@ from finetune_operator.api.inference_deployment import (
     RevisionStatus,
 )
 from finetune_operator.api.meta import Condition
-from finetune_operator.engine.resources import DEPLOYMENT, POD
+from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.endpoint import build_replicas, endpoint_url
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.manifests.pod_protection import (
+    build_disruption_budget,
+    build_endpoint_policy,
+    build_shared_budget,
+)
 from finetune_operator.observe.deployments import trouble_of
+from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
 from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, with_health
+from finetune_operator.observe.pod_status import Price
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
-from finetune_operator.reconcile.inferencedeployment.devicecost import endpoint_cost
-from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_weights
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
-from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
-from finetune_operator.reconcile.inferencedeployment.traffic.routeaccepted import (
-    earliest,
-    recheck_seconds,
-    unless_unrouted,
-)
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
+from finetune_operator.reconcile.inferencedeployment.traffic import (
     Traffic,
     Writes,
+    earliest,
     main_revision,
     pod_selector,
+    recheck_seconds,
+    traffic_of,
+    unless_unrouted,
 )
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import finish_pass
-from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.pass_outcome import Halt, finish_pass
 from finetune_operator.status.conditions import shortened, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+
+def endpoint_cost(endpoint: InferenceDeployment, snapshot: Snapshot) -> EndpointCost:
+    """The devices of the pods of all revisions, ready or not, and their price by their ComputeProfiles."""
+    held: Counter[str | None] = Counter()
+    for pod in snapshot.children[POD].values():
+        if device_state(pod) in HELD:
+            held[pod["metadata"].get("labels", {}).get(PROFILE)] += devices_per_pod(pod)
+    names = (*held, _own_profile(endpoint, snapshot))
+    prices = {name: Price.of(snapshot.profiles.get(name or "")) for name in names}
+    priced = {profile: price for profile, price in prices.items() if price.per_device_hour is not None}
+    currencies = {price.currency for price in priced.values()}
+    if len(currencies) != 1:
+        return EndpointCost(devices=held.total())
+    amount = sum(held[profile] * (price.per_device_hour or 0) for profile, price in priced.items())
+    return EndpointCost(devices=held.total(), amount_per_hour=round(amount, 6), currency=currencies.pop())
+
+
+def _own_profile(endpoint: InferenceDeployment, snapshot: Snapshot) -> str | None:
+    """The profile of the next pods, so that an endpoint without pods has the price 0."""
+    default = next((name for name, profile in snapshot.profiles.items() if profile.is_default), None)
+    return endpoint.spec.compute.profile or default
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """Writes that protect an endpoint."""
+
+    apply: tuple[Apply, ...] = ()
+    delete: tuple[Delete, ...] = ()
+
+
+def protect(
+    endpoint: InferenceDeployment, snapshot: Snapshot, revision: str, weights: Mapping[str, int]
+) -> Protection:
+    """Apply or delete both as the spec requests.
+
+    Args:
+        endpoint, snapshot: the endpoint, and the snapshot of the pass.
+        revision: the revision that serves after this pass, empty if none does.
+        weights: percent of the requests by revision after this pass.
+    """
+    apply: list[Apply] = []
+    delete: list[Delete] = []
+    if endpoint.spec.network_policy is not None:
+        apply.append(Apply(build_endpoint_policy(endpoint, snapshot.facts.monitoring_namespace)))
+    else:
+        delete += [Delete(policy, "Background") for policy in snapshot.children[NETWORK_POLICY].values()]
+    if not _is_managed(endpoint):
+        delete += [
+            Delete(budget, "Background") for budget in snapshot.children[POD_DISRUPTION_BUDGET].values()
+        ]
+    elif len(weights) > 1 and _has_budget(endpoint, snapshot):
+        apply.append(Apply(build_shared_budget(endpoint, weights)))
+    elif revision and _has_budget(endpoint, snapshot):
+        apply.append(Apply(build_disruption_budget(endpoint, revision)))
+    return Protection(tuple(apply), tuple(delete))
+
+
+def _is_managed(endpoint: InferenceDeployment) -> bool:
+    availability = endpoint.spec.availability
+    return availability is None or availability.disruption_budget != "None"
+
+
+def _has_budget(endpoint: InferenceDeployment, snapshot: Snapshot) -> bool:
+    """Whether a budget is needed: one replica needs none, and an existing budget follows the revision."""
+    availability = endpoint.spec.availability
+    wanted = availability is not None and availability.max_unavailable is not None
+    return wanted or endpoint.spec.replicas > 1 or bool(snapshot.children[POD_DISRUPTION_BUDGET])
+
 
 MAX_NAMES_CHARACTERS: Final = 200
 """Limit of the model names in `kubectl get`, in characters."""

@@ -7,24 +7,27 @@ from finetune_operator.api.inference_deployment import InferenceDeployment, Revi
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
-from finetune_operator.reconcile.inferencedeployment.revision.basemodel import places_of, targets_of
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
-from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights, with_served_merge
-from finetune_operator.reconcile.inferencedeployment.revision.modelcache import fill_cache
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNPROVEN
-from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
+from finetune_operator.reconcile.inferencedeployment.revision.weights import (
+    fill_cache,
+    merge_weights,
+    places_of,
+    targets_of,
+    with_served_merge,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout import may_start, roll_out
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
-from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
-from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic import route_needs
+from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.pass_outcome import Blocked, Halt, Working
+from finetune_operator.reconcile.plan_builder import Draft
 from finetune_operator.reconcile.platform.profiles import label_needs, named_profile
 from finetune_operator.reconcile.platform.queues import queue_needs, serving_queue
 from finetune_operator.reconcile.platform.storage import claims_of
-from finetune_operator.reconcile.steps import Blocked, Halt, Working
 
 __all__ = ["needs", "reconcile"]
 

@@ -1,18 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexes that find the objects which another object concerns, at a cost proportional to their number.
+"""Order within groups of objects, such as the versions of a Dataset, kept up to date with each change.
+
+Indexes that find the objects which another object concerns, at a cost proportional to their number.
 
 Indexers read objects as the API server sends them, because most objects are never parsed. Finished runs are
 in no index, because no change concerns them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, Final, Generic, TypeVar
 
 from finetune_operator.engine.store import Indexer
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.conditions import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
+
+G = TypeVar("G", bound=Hashable)
+P = TypeVar("P", bound=tuple[Any, ...])
+
+
+class SortedGroups(Generic[G, P]):
+    """Keeps a sorted list of places per group. A change and a question read one list by bisection.
+
+    Args:
+        place: returns the group of an object and its place in it, which no other object has; None for an
+            object that belongs to no group.
+    """
+
+    def __init__(self, place: Callable[[Manifest], tuple[G, P] | None]) -> None:
+        self._place = place
+        self._groups: dict[G, list[P]] = {}
+
+    def note(self, old: Manifest | None, new: Manifest | None) -> None:
+        """Take a change of an object."""
+        before, after = (None if state is None else self._place(state) for state in (old, new))
+        if before == after:
+            return
+        if before is not None:
+            group, place = before
+            places = self._groups[group]
+            del places[bisect_left(places, place)]
+            if not places:
+                del self._groups[group]
+        if after is not None:
+            group, place = after
+            insort(self._groups.setdefault(group, []), place)
+
+    def first(self, group: G) -> P | None:
+        """The first place of a group."""
+        places = self._groups.get(group)
+        return places[0] if places else None
+
+    def number_after(self, group: G, place: P) -> int:
+        """Number of places of the group after this one."""
+        places = self._groups.get(group, [])
+        return len(places) - bisect_right(places, place)
+
 
 BY_DATASET: Final = "dataset"
 """FineTuneJobs and Evaluations that wait for rows, by `address` of their Dataset."""

@@ -19,10 +19,9 @@ from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.observe.admission import Admission, Positions
 from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.calibration import LineOnProfile
-from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
-from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.inputs.device_use import DeviceJob, LineOnProfile
+from finetune_operator.reconcile.inputs.related_types import Children, LookedUp, no_children
+from finetune_operator.reconcile.model_lines import CheckpointIndex
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
 from finetune_trainer.contract.vocabulary import Stage

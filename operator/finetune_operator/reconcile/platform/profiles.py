@@ -1,21 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ComputeProfile and store of an object, or what the user has to do if there is none."""
+"""What is known about one device of a ComputeProfile.
+
+The ComputeProfile and store of an object, or what the user has to do if there is none.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from finetune_operator.api.compute_profile import BUILT_IN, DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings
+from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.references import NAMESPACE_PLACEHOLDER, StoreReference
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
 from finetune_operator.manifests.trainer_config import trainer_of
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.pass_outcome import Blocked
+from finetune_operator.stage_table import TRAIN_PODS
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
+from finetune_trainer.contract.prediction import PRODUCT_LABELS, DeviceFacts, find_card
+
+
+def device_facts(profile: ComputeProfile) -> DeviceFacts | None:
+    """Facts of `spec.accelerator`, completed by the table of known cards; None if nothing is known.
+
+    Without a product in `spec.accelerator`, the nodes' label that train pods require names it.
+    """
+    given = profile.spec.accelerator
+    if given.resource == CPU:
+        return None
+    selector = profile.spec.pods_of(TRAIN_PODS).node_selector
+    labels = (selector.get(label) for label in PRODUCT_LABELS)
+    product = given.product or next(filter(None, labels), None)
+    card = find_card(product)
+    memory = None if given.memory is None else int(quantity_value(given.memory))
+    facts = DeviceFacts(
+        product=product,
+        memory_bytes=memory or (card.memory_bytes if card else None),
+        peak_teraflops=given.peak_teraflops or (card.peak_teraflops if card else None),
+    )
+    return None if facts == DeviceFacts() else facts
+
 
 FindProfile = Callable[[str | None, str, str, Snapshot], ComputeProfile | Blocked]
 """Type of `resolve_profile` and `named_profile`."""

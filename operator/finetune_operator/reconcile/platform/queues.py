@@ -14,9 +14,9 @@ from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queue
 from finetune_operator.observe.admission import waiting_since
 from finetune_operator.observe.deployments import is_gated
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.pass_outcome import Blocked
 from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 

@@ -5,9 +5,9 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.references import AccessMode, StoreReference
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.volumes import parse_location, parse_source, parse_store
-from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.steps import Blocked, Failed
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed
 from finetune_operator.status.reasons import Reason
 
 

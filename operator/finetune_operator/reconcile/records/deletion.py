@@ -15,17 +15,22 @@ from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTI
 from finetune_operator.manifests.volumes import parse_store, store_folder
 from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.pass_outcome import Blocked, Working, finish_pass
+from finetune_operator.reconcile.plan_builder import Draft
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
-from finetune_operator.reconcile.records.evaluationfolders import removals_of
-from finetune_operator.reconcile.records.finalizer import Record, has_finalizer, without_finalizer
-from finetune_operator.reconcile.records.sourcechecks import until_check
-from finetune_operator.reconcile.records.users import needed_by, readers_of
-from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.reconcile.records.content_removal import (
+    REMOVAL_TIMEOUT,
+    Record,
+    Removal,
+    has_finalizer,
+    removals_of,
+    remove,
+    without_finalizer,
+)
+from finetune_operator.reconcile.records.retention import needed_by, readers_of
+from finetune_operator.reconcile.records.source_check_schedule import until_check
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_finished, is_settled
 from finetune_operator.status.reasons import EventReason, Reason

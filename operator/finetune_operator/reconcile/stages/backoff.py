@@ -10,7 +10,7 @@ from typing import Final
 
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Working
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason, Stage
 

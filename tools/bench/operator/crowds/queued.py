@@ -12,7 +12,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, WORKLOAD, ResourceType
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.secondaries import JOB_UID
+from finetune_operator.reconcile.inputs.related_types import JOB_UID
 from tools.bench.operator import workload
 from tools.bench.operator.controlplanes import MAX_CONCURRENT_REQUESTS, client, create
 from tools.bench.operator.crowds.crowd import (

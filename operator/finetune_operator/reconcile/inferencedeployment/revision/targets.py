@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve the weights that each model name of an endpoint should serve, or why it cannot."""
+"""Resolve the weights that each model name of an endpoint should serve, or why it cannot.
+
+Determine the revision that an endpoint should serve, or why there is none.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import (
     Follow,
     InferenceDeployment,
@@ -13,14 +17,19 @@ from finetune_operator.api.inference_deployment import (
     ServedModel,
     ServedModelStatus,
 )
+from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.manifests.weights import WeightsReference, short_digest
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_rejected
-from finetune_operator.reconcile.lines.scores import scores_of
-from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.inferencedeployment.revision.engine_checks import check_engine, check_serving
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.model_lines import CheckpointIndex, is_approved, is_rejected, scores_of
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
+from finetune_operator.reconcile.platform.queues import check_choice, check_queues, serving_queue
+from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved_fields import not_implemented
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
@@ -250,3 +259,52 @@ def _one_full_model_only(targets: list[ModelTarget]) -> list[ModelTarget]:
 
 def _kind(weights: WeightsReference) -> str:
     return "is merged" if weights.is_merged else "has all weights, not an adapter"
+
+
+def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
+    """The revision for the resolved targets, or how the pass ends without one."""
+    problems = not_implemented(endpoint.spec)
+    if problems:
+        return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
+    compute = endpoint.spec.compute
+    profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, snapshot)
+    if isinstance(profile, Blocked):
+        return profile
+    unusable = (
+        _check_profile(profile, compute.devices)
+        or check_choice(profile, compute)
+        or check_queues(serving_queue(profile, compute), endpoint.namespace, snapshot)
+    )
+    if unusable is not None:
+        return unusable
+    if targets.halt is not None:
+        return targets.halt
+    lost = [target.problem for target in targets.models if target.is_lost]
+    if lost:
+        return Blocked(Reason.CHECKPOINT_NOT_FOUND, "; ".join(lost), requeue_after=None)
+    if not targets.resolved or targets.base_digest is None:
+        first = targets.problems[0]
+        message = "; ".join(problem.problem for problem in targets.problems)
+        if first.reason == Reason.WAITING_FOR_CHECKPOINT:
+            return Working(Reason.WAITING_FOR_CHECKPOINT, message)
+        return Blocked(first.reason or Reason.WAITING_FOR_CHECKPOINT, message, requeue_after=None)
+    stores = sorted({weights.store for _, weights in targets.resolved})
+    if len(stores) > 1:
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"the models of one endpoint must be in one store, but they are in {' and '.join(stores)}:"
+            " serve them from separate InferenceDeployments",
+        )
+    missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
+    if missing is not None:
+        return missing
+    revision = build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
+    return check_serving(endpoint, revision) or revision
+
+
+def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
+    return (
+        check_engine(profile)
+        or check_trainer(profile)
+        or check_devices(profile, devices, "spec.compute.devices")
+    )

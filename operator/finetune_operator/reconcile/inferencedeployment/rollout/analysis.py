@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The analysis of the wanted revision: the Job that measures it, and what the Job found.
+"""Sentences about the figures of an analysis.
+
+The analysis of the wanted revision: the Job that measures it, and what the Job found.
 
 The Job's name depends on when the step or the bake began, so the result of an earlier attempt does not count.
 """
@@ -10,7 +12,12 @@ from datetime import datetime
 from functools import cached_property
 
 from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
-from finetune_operator.api.rollout_analysis import AnalysisFigureStatus, RevisionAnalysis, StepAnalysis
+from finetune_operator.api.rollout_analysis import (
+    AnalysisFigureStatus,
+    AnalysisGate,
+    RevisionAnalysis,
+    StepAnalysis,
+)
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
 from finetune_operator.manifests.analysis_job import (
     AnalysisImage,
@@ -27,15 +34,52 @@ from finetune_operator.observe.deployments import is_replaced
 from finetune_operator.observe.job_problems import job_trouble
 from finetune_operator.observe.pod_status import container_state, has_condition, stage_of
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.inferencedeployment.rollout.figuresentences import figure_sentence
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.stages.jobresults import Expected, is_foreign, last_word, pods_of, success
-from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, foreign, has_ended
+from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.stages.jobs import (
+    SETTLING_TIME,
+    Expected,
+    ended_at,
+    foreign,
+    has_ended,
+    is_foreign,
+    last_word,
+    pods_of,
+    success,
+)
 from finetune_operator.status.conditions import shortened
-from finetune_trainer.contract.analysis import AnalyzeResult
+from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
 from finetune_trainer.contract.configs import ProbedModel
 from finetune_trainer.contract.vocabulary import ANALYZE
+
+
+def figure_sentence(figure: AnalysisFigure, gate: AnalysisGate) -> str:
+    """Figure and bounds of a gate.
+
+    `error_rate 0.3 (at least 0.2; max 0.05; stable 0 + 0.02)`, or of the worst model
+    `exact_match of tuned 0.3 (at most 0.5; 60 rows; min 0.8; stable 0.9 - 0.05)`.
+    """
+    quantile = f" p{figure.quantile * 100:g}" if figure.quantile is not None else ""
+    model = f" of {figure.model}" if figure.model is not None else ""
+    is_lower = gate.min is not None or gate.max_decrease is not None
+    stable = "unknown" if figure.stable is None else f"{figure.stable:g}"
+    details = [
+        *(_limit(figure, is_lower=is_lower) if figure.verdict == "Fail" else []),
+        *([f"{figure.rows} rows"] if figure.rows is not None else []),
+        *([f"min {gate.min:g}"] if gate.min is not None else []),
+        *([f"stable {stable} - {gate.max_decrease:g}"] if gate.max_decrease is not None else []),
+        *([f"max {gate.max:g}"] if gate.max is not None else []),
+        *([f"stable {stable} + {gate.max_increase:g}"] if gate.max_increase is not None else []),
+        *([f"stable {stable} × {gate.max_ratio:g}"] if gate.max_ratio is not None else []),
+    ]
+    value = "unknown" if figure.value is None else f"{figure.value:g}"
+    return f"{figure.metric}{quantile}{model} {value} ({'; '.join(details)})"
+
+
+def _limit(figure: AnalysisFigure, *, is_lower: bool) -> list[str]:
+    """The bound of the figure that misses the bound of the gate."""
+    bound, word = (figure.high, "at most") if is_lower else (figure.low, "at least")
+    return [] if bound is None else [f"{word} {bound:g}"]
 
 
 @dataclass(frozen=True, slots=True)

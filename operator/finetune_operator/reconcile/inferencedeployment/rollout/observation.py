@@ -11,11 +11,11 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     Observation,
     State,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import slot_of
-from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
+from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift import awaits_stable
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.strategies import CanarySteps
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 
 
 def state_of(view: EndpointView) -> State:

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass of an endpoint toward the revision that it should serve.
+"""The Service in front of a revision in preview, which exists only as long as there is one.
+
+A Deployment whose pods cannot start is created again if a new one would have other pods.
+
+Most fields of the profile's `pods` are not part of a revision's name, so their correction makes no new
+revision.
+
+One pass of an endpoint toward the revision that it should serve.
 
 A revision serves if requests are routed to it (`traffic.py`). A new revision starts next to the old one. When
 it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from finetune_operator.api.inference_deployment import ObeyedDecision, RevisionModel, RevisionStatus
-from finetune_operator.engine.resources import DEPLOYMENT
-from finetune_operator.plan import Delete, Plan
+from finetune_operator.engine.resources import DEPLOYMENT, POD, SERVICE
+from finetune_operator.manifests.endpoint import build_deployment, build_preview_service, preview_name
+from finetune_operator.manifests.labels import REVISION
+from finetune_operator.manifests.pod_shape import changed_origin
+from finetune_operator.observe.pod_status import has_started
+from finetune_operator.plan import Apply, Create, Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     TRANSITIONS,
@@ -21,27 +32,87 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes import OUTCOMES
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
-from finetune_operator.reconcile.inferencedeployment.rollout.creatingagain import create_again
-from finetune_operator.reconcile.inferencedeployment.rollout.observation import observe, state_of
-from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
-from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
-from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
+from finetune_operator.reconcile.inferencedeployment.rollout.observation import (
+    has_slot,
+    is_held,
+    observe,
+    state_of,
+)
+from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift import (
     awaited_message,
     awaits_stable,
     has_lost_its_share,
     is_complete,
     is_dead,
+    replicas_of,
+    returning_replicas,
     returns_to,
     rolling_limits,
     weights_by_replicas,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
-from finetune_operator.reconcile.steps import Working
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_actions import OUTCOMES, RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
+from finetune_operator.reconcile.pass_outcome import Working
 from finetune_operator.status.reasons import Reason
+
+
+class PreviewWrites(NamedTuple):
+    """Writes of the preview Service."""
+
+    create: tuple[Create, ...] = ()
+    apply: tuple[Apply, ...] = ()
+    delete: tuple[Delete, ...] = ()
+
+
+def preview_writes(view: EndpointView, *, exists: bool) -> PreviewWrites:
+    """Point the preview Service at the wanted revision, or delete it if it should not exist."""
+    service = view.snapshot.children[SERVICE].get(preview_name(view.endpoint))
+    name = view.wanted.name
+    if not exists:
+        return PreviewWrites(delete=() if service is None else (Delete(service, "Background"),))
+    if service is None:
+        return PreviewWrites(create=(Create(build_preview_service(view.endpoint, name)),))
+    if service["spec"].get("selector", {}).get(REVISION) == name:
+        return PreviewWrites()
+    uid = service["metadata"]["uid"]
+    return PreviewWrites(apply=(Apply(build_preview_service(view.endpoint, name, uid)),))
+
+
+def create_again(view: EndpointView) -> Plan | None:
+    """Delete the wanted revision's Deployment, so that another pass creates it. None: it stays.
+
+    It stays if another one would not be created at once.
+    """
+    deployment, trouble, facts = view.deployment, view.trouble, view.snapshot.facts
+    if deployment is None or trouble is None or trouble.reason == Reason.QUEUED:
+        return None
+    if state_of(view) not in UNPROVEN or is_held(view) or not has_slot(view) or _has_started(view):
+        return None
+    cause = changed_origin(
+        deployment,
+        build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy),
+        images_count=trouble.reason == Reason.IMAGE_UNAVAILABLE,
+    )
+    if cause is None:
+        return None
+    message = (
+        f"revision {view.wanted.name}, of which no pod has started, is created again: {cause} has changed"
+    )
+    return view.observed.plan(
+        Working(Reason.ROLLING_OUT, message), delete=(Delete(deployment, "Background"),)
+    )
+
+
+def _has_started(view: EndpointView) -> bool:
+    """Whether a container of the wanted revision runs or has run."""
+    return any(
+        has_started(pod)
+        for pod in view.snapshot.children[POD].values()
+        if pod["metadata"].get("labels", {}).get(REVISION) == view.wanted.name
+    )
+
 
 HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live"})
 """States after a pass in which the wanted revision may keep the requests that it has."""

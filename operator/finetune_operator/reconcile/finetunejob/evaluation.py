@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The champion that an evaluation compares with, and the renewal of the comparison when it changes.
+
+The champion is recorded in the status before the Job that measures it is created. A Job of another champion
+therefore never runs next to it, and the comparison of a verdict is always known.
+
+Evaluate and score: measure the best Checkpoint on held-out rows, and compare the scores with the gates.
+"""
+
+from typing import Final
+
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.evaluation import (
+    ComparedChampion,
+    EvaluationSettings,
+    EvaluationStatus,
+    LiveComparison,
+)
+from finetune_operator.api.finetune_job_status import CheckpointSummary
+from finetune_operator.manifests.configs import (
+    MeasuredData,
+    checkpoint_type,
+    evaluate_config,
+    is_over_live,
+    score_config,
+    template_arguments,
+)
+from finetune_operator.manifests.records import adapter_record
+from finetune_operator.manifests.trainer_config import StageInputs
+from finetune_operator.manifests.weights import EvaluatedWeights
+from finetune_operator.reconcile.evaluation_stages import (
+    EVALUATE,
+    SCORE,
+    champion_of,
+    check_custom_metrics,
+    compares_live,
+    has_begun,
+    live_adapter,
+    live_model,
+    measure,
+    measured_data,
+    rival_of,
+)
+from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
+from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage
+from finetune_operator.reconcile.finetunejob.train import best_checkpoint
+from finetune_operator.reconcile.model_lines import OF_RUN
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.stages.accounting import reopen
+from finetune_operator.reconcile.verdicts import (
+    evaluation_status,
+    notes,
+    of_champion,
+    verdict_text,
+    vetoes_of,
+)
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.configs import StageConfig
+from finetune_trainer.contract.method import TYPES
+from finetune_trainer.contract.results import EvaluateResult, StageResult
+from finetune_trainer.contract.vocabulary import Stage
+
+MAX_RENEWALS: Final = 3
+
+
+def decides(spec: EvaluationSettings, evaluation: EvaluationStatus) -> bool:
+    """Whether the verdict depends on the champion: a gate compares with it, and nothing else has failed."""
+    if not any(is_over_live(spec, gate) for gate in spec.gates) or vetoes_of(evaluation):
+        return False
+    return not any(gate.verdict == "Failed" and gate.over != "Live" for gate in evaluation.gates)
+
+
+def choose(run: Run, stage: Stage, evaluated: str) -> Working | None:
+    """Record the champion to compare with; None once it is recorded.
+
+    Before the stage has a Job, a newer champion replaces it. The evaluated Checkpoint, which a user may have
+    approved already, is not compared with itself.
+    """
+    known, now = run.status.live, rival_of(run.snapshot, run.job.spec.model_line, evaluated)
+    if known is not None and (has_begun(run, stage) or known.checkpoint == now.checkpoint):
+        return None
+    renewals = 0 if known is None else known.renewals
+    run.update(live=_compared(now, renewals))
+    return Working(Reason.EVALUATING, f"comparing with {_described(now)}")
+
+
+def is_outdated(run: Run, evaluated: str) -> bool:
+    """Whether the champion is another one than the recorded one, and not the evaluated Checkpoint itself."""
+    known, now = run.status.live, champion_of(run.snapshot, run.job.spec.model_line)
+    return known is not None and now.checkpoint not in {known.checkpoint, evaluated}
+
+
+def renew(run: Run, stage: Stage) -> Working | None:
+    """Measure the new champion; None if the champion has changed too often.
+
+    The trainer keeps the predictions of the other models.
+    """
+    known = run.status.live or LiveComparison()
+    now = champion_of(run.snapshot, run.job.spec.model_line)
+    renewals = known.renewals + (now.digest != known.digest)
+    if renewals > MAX_RENEWALS:
+        return None
+    message = (
+        f"the champion has changed: comparing with {_described(now)} instead of {_described(known)}"
+        f" (renewal {renewals} of {MAX_RENEWALS})"
+    )
+    run.update(live=_compared(now, renewals), evaluation=None)
+    reopen(run, stage)
+    run.condition(ConditionType.EVALUATED, Reason.EVALUATING, message, "False")
+    run.draft.event(EventReason.EVALUATION_RENEWED, message)
+    return Working(Reason.EVALUATING, message)
+
+
+def given_up(evaluation: EvaluationStatus) -> EvaluationStatus:
+    """The evaluation of a run whose champion keeps changing: no gate decides it."""
+    update = {"verdict": "Undecided", "reason": Reason.CHAMPION_KEEPS_CHANGING}
+    return evaluation.model_copy(update=update)
+
+
+def _compared(champion: ComparedChampion, renewals: int) -> LiveComparison:
+    return LiveComparison(checkpoint=champion.checkpoint, digest=champion.digest, renewals=renewals)
+
+
+def _described(live: ComparedChampion) -> str:
+    return "no champion" if live.checkpoint is None else f"champion {live.checkpoint}"
+
+
+STAGE: Final = EVALUATE
+
+
+def evaluate(run: Run) -> Halt | None:
+    """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
+    spec, evaluation = run.job.spec.evaluation, run.status.evaluation
+    chosen = best_checkpoint(run)
+    if isinstance(chosen, Failed):
+        return chosen
+    if spec is None:
+        if evaluation is None:
+            champion = run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
+            without = EvaluationStatus(
+                checkpoint=chosen.name, verdict="NoGates", source=OF_RUN, champion=champion
+            )
+            run.update(evaluation=without)
+        return None
+    if evaluation is None:
+        measured = _measured(run, spec, chosen)
+        if not isinstance(measured, EvaluationStatus):
+            return measured
+        evaluation = measured
+    if decides(spec, evaluation) and is_outdated(run, chosen.name):
+        renewed = renew(run, STAGE)
+        if renewed is not None:
+            return renewed
+        evaluation = given_up(evaluation)
+    if evaluation != run.status.evaluation:
+        _record(run, spec, evaluation)
+    return None
+
+
+def _measured(run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
+    """The evaluation by the stage's result, or how the pass ends."""
+    chosen = choose(run, STAGE, checkpoint.name) if compares_live(spec) else None
+    if chosen is not None:
+        return chosen
+    weights = _weights(run, checkpoint)
+    if isinstance(weights, Failed):
+        return weights
+
+    def result_of(stage: Stage) -> StageResult | Halt:
+        return run_stage(run, stage, lambda inputs: _config(run, stage, spec, weights, inputs))
+
+    measured = measure(run, spec, result_of)
+    if not isinstance(measured, EvaluateResult):
+        return measured
+    rows = run.measured_version
+    against = run.status.live
+    return evaluation_status(
+        spec,
+        measured if against is None else of_champion(spec, measured, against.digest),
+        checkpoint=checkpoint.name,
+        source=OF_RUN,
+        dataset_version=rows.name,
+        dataset_digest=rows.digest,
+        champion=(
+            run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
+            if against is None
+            else against.checkpoint
+        ),
+        live=None if against is None else against.checkpoint,
+        untested_answers=_untested_answers(run),
+    )
+
+
+def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) -> None:
+    run.update(evaluation=evaluation)
+    text, said = verdict_text(evaluation), notes(spec, evaluation)
+    untested = _untested_text(evaluation.untested_answers)
+    report = f"; report: {evaluation.report_uri}" if evaluation.report_uri else ""
+    run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}{report}")
+    if evaluation.verdict in {"Failed", "Undecided"}:
+        vetoed = bool(vetoes_of(evaluation))
+        run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
+    for note in said:
+        run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
+
+
+def _unpermitted(run: Run) -> Blocked | None:
+    """Why the Job may not start. The profile may have changed since the start of the run."""
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    refused = custom_metrics_problem(run, found)
+    return refused if isinstance(refused, Blocked) else None
+
+
+def custom_metrics_problem(run: Run, found: Prerequisites) -> Failed | Blocked | None:
+    """Why the run may not use metrics of its own."""
+    return check_custom_metrics(
+        run.job.spec.evaluation, "spec.evaluation.customMetrics", found.store.uri, found.evaluate_profile
+    )
+
+
+def _untested_answers(run: Run) -> int | None:
+    """The count of prepare; None if the version is gone, or if other rows are measured."""
+    if run.status.resolved.evaluation_dataset_version is not None:
+        return None
+    version = run.snapshot.datasetversions.get(run.status.resolved.dataset_version or "")
+    return None if version is None else version.spec.statistics.untested_answers
+
+
+def _untested_text(untested: int | None) -> str:
+    if untested is None:
+        return ""
+    answers = (
+        "1 answer in training rows has" if untested == 1 else f"{untested} answers in training rows have"
+    )
+    return f". {answers} no row in the test split, and the scores do not cover them: see the data report"
+
+
+def _profile(run: Run) -> ComputeProfile | None:
+    found = run.prerequisites
+    return None if isinstance(found, Blocked) else found.profile_of(STAGE)
+
+
+def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
+    resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
+    if isinstance(hyperparameters, Failed):
+        return hyperparameters
+    method = run.job.spec.method
+    return EvaluatedWeights(
+        digest=chosen.digest,
+        probe=chosen.probe,
+        type=checkpoint_type(method),
+        base_model=resolved.base_model_digest or "",
+        quantized_base=TYPES[method.type].quantized_base,
+        chat_template_kwargs=template_arguments(resolved),
+        hyperparameters=hyperparameters,
+        adapter=adapter_record(resolved.lora),
+    )
+
+
+def _config(
+    run: Run, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
+) -> StageConfig | Blocked:
+    if stage == SCORE:
+        return _unpermitted(run) or score_config(inputs, spec, _data(run))
+    return evaluate_config(
+        inputs,
+        spec,
+        weights,
+        _data(run),
+        step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
+        live=live_model(run),
+        live_adapter=live_adapter(run),
+        profile=_profile(run),
+    )
+
+
+def _data(run: Run) -> MeasuredData:
+    resolved, rows = run.status.resolved, run.measured_version
+    others = run.job.spec.evaluation.dataset if run.job.spec.evaluation is not None else None
+    return measured_data(
+        run,
+        rows.name,
+        rows.digest,
+        split="test" if others is None else others.split,
+        training=resolved.dataset_digest,
+        shows_training=others is not None,
+    )

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a step of a reconcile ends if the chain does not continue.
+
+The end of a pass as conditions, phase and event. All kinds write their kstatus state here.
+
+An event announces a block only when its reason is new. The conditions before the pass show what was announced
+already.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar, cast
+
+from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
+from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileStatus
+from finetune_operator.api.dataset import Dataset, DatasetStatus
+from finetune_operator.api.dataset_version import DatasetVersion, DatasetVersionStatus
+from finetune_operator.api.evaluation_resource import Evaluation, EvaluationResourceStatus
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
+from finetune_operator.api.inference_deployment import InferenceDeployment, InferenceDeploymentStatus
+from finetune_operator.api.meta import Condition, Resource
+from finetune_operator.plan import Event, Manifest
+from finetune_operator.status import conditions
+from finetune_operator.status.conditions import is_finished, is_prepared
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+RETRY_SECONDS: float = 300
+"""Seconds until the operator retries the removal of a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """In progress or queued; no one needs to act."""
+
+    reason: str
+    message: str
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Waits until a user or an administrator acts, and continues then.
+
+    It needs no timer: it waits for an object of one of our kinds, a child, or a claim (`runtime/lookups.py`),
+    and a change of any of them starts a pass.
+    """
+
+    reason: str
+    message: str
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Ended with a failure."""
+
+    reason: str
+    message: str
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Ended with success."""
+
+    reason: str
+    message: str
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """Suspended by its spec: nothing runs, and nothing is wrong."""
+
+    reason: str
+    message: str
+
+
+Halt = Working | Blocked | Failed | Done | Suspended
+
+
+Reconciled = (
+    Checkpoint | ComputeProfile | Dataset | DatasetVersion | Evaluation | FineTuneJob | InferenceDeployment
+)
+Status = (
+    CheckpointStatus
+    | ComputeProfileStatus
+    | DatasetStatus
+    | DatasetVersionStatus
+    | EvaluationResourceStatus
+    | FineTuneJobStatus
+    | InferenceDeploymentStatus
+)
+S = TypeVar("S", bound=Status)
+
+STATES: Final[Mapping[type, ConditionType]] = {
+    Working: ConditionType.RECONCILING,
+    Blocked: ConditionType.RECONCILING,
+    Failed: ConditionType.STALLED,
+    Done: ConditionType.READY,
+    Suspended: ConditionType.SUSPENDED,
+}
+PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
+"""Phases by the end of a pass; while an object works, and if it was cancelled, the phase is the reason."""
+DONE_PHASES: Final[Mapping[str, str]] = {
+    "FineTuneJob": "Succeeded",
+    "Dataset": "Ready",
+    "Evaluation": "Succeeded",
+}
+"""Phase of an object that is done, for the kinds that have a phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult(Generic[S]):
+    """Status, events and re-check that follow from the end of a pass."""
+
+    status: S
+    events: tuple[Event, ...]
+    requeue_after: float | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The whole status as the operator writes it."""
+        return conditions.status_manifest(self.status)
+
+
+def finish_pass(
+    resource: Reconciled,
+    status: S,
+    halt: Halt,
+    now: datetime,
+    *,
+    announce_failure: EventReason | None = None,
+) -> PassResult[S]:
+    """Set the state that `halt` means, and announce it with an event if it is new.
+
+    Args:
+        resource: the object as the pass read it.
+        status: the status after the pass, without its state.
+        halt: how the pass ended.
+        now: the time of the pass.
+        announce_failure: reason of the event about a failure; None if a step of the pass has sent one.
+    """
+    update: dict[str, Any] = {"observed_generation": resource.metadata.generation}
+    type_ = _condition_of(resource, halt)
+    if type_ is not None:
+        update["conditions"] = _set(status.conditions, type_, halt, resource.metadata.generation, now)
+    if type_ in conditions.STATES and resource.kind in DONE_PHASES:
+        update["phase"] = _phase(resource.kind, halt)
+    before = None if type_ is None else conditions.find(resource.status.conditions, type_)
+    is_new = before is None or before.reason != halt.reason
+    event = _event(halt, announce_failure) if is_new else None
+    return PassResult(
+        cast("S", status.model_copy(update=update)),
+        () if event is None else (event,),
+        halt.requeue_after if isinstance(halt, Working | Blocked | Failed | Done) else None,
+    )
+
+
+def block(resource: Resource, reason: str, message: str, now: datetime) -> PassResult[Any]:
+    """Block an object of any kind until a user acts; nothing else of its status changes."""
+    if not isinstance(resource, Reconciled):
+        raise TypeError(f"{type(resource).__name__} has no status")
+    return finish_pass(resource, resource.status, Blocked(reason, message), now)
+
+
+def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
+    """The condition that shows the end of the pass; None if there is none.
+
+    A finished run or Evaluation keeps its verdict, so later passes set no condition. A prepared Dataset stays
+    Ready; its condition Refreshed shows a problem of a later pass.
+    """
+    has_verdict = isinstance(resource, FineTuneJob | Evaluation) and is_finished(resource)
+    if has_verdict and not isinstance(halt, Done):
+        return None
+    if isinstance(resource, Dataset) and is_prepared(resource) and isinstance(halt, Blocked | Failed):
+        return ConditionType.REFRESHED
+    return STATES[type(halt)]
+
+
+def _set(
+    known: tuple[Condition, ...], type_: ConditionType, halt: Halt, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    if type_ in conditions.STATES:
+        return conditions.enter(known, type_, halt.reason, halt.message, generation=generation, now=now)
+    return conditions.with_condition(
+        known, type_, "False", halt.reason, halt.message, generation=generation, now=now
+    )
+
+
+def _phase(kind: str, halt: Halt) -> str:
+    if halt.reason == Reason.CANCELLED:
+        return halt.reason
+    return DONE_PHASES[kind] if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
+
+
+def _event(halt: Halt, announce_failure: EventReason | None) -> Event | None:
+    message = conditions.shortened(halt.message)
+    match halt:
+        case Blocked():
+            return Event("Warning", EventReason.BLOCKED, message)
+        case Failed(reason=Reason.NOT_IMPLEMENTED):
+            return Event("Warning", EventReason.NOT_IMPLEMENTED, message)
+        case Failed() if announce_failure is not None:
+            return Event("Warning", announce_failure, message)
+        case Working(reason=Reason.BUDGET_EXHAUSTED):
+            return Event("Normal", EventReason.BUDGET_EXHAUSTED, message)
+        case Suspended():
+            return Event("Normal", EventReason.SUSPENDED, message)
+    return None
