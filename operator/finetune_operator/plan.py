@@ -86,14 +86,14 @@ class Plan:
         return (*(each.manifest for each in self.create), *applied, *deleted)
 
 
-def without_empty(node: dict[str, Any]) -> dict[str, Any]:
+def drop_empty(node: dict[str, Any]) -> dict[str, Any]:
     """The node and the objects in it without empty fields, as statuses are written.
 
     The API server adds some of them as defaults.
     """
     kept: dict[str, Any] = {}
     for key, value in node.items():
-        inner = without_empty(value) if isinstance(value, dict) else value
+        inner = drop_empty(value) if isinstance(value, dict) else value
         if inner not in ({}, [], ""):
             kept[key] = inner
     return kept

@@ -151,7 +151,7 @@ def pod_names(stage: JobStage) -> frozenset[PodStage]:
     return frozenset({kind, *(name for name in SIZED_STAGES if name == stage)})
 
 
-def stages_with(profile: ProfileField) -> tuple[JobStage, ...]:
+def select_stages(profile: ProfileField) -> tuple[JobStage, ...]:
     """The stages with a result whose pods have the ComputeProfile of this block of the spec."""
     return tuple(stage for stage, row in STAGES.items() if row.profile == profile and row.running is not None)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_operator.reconcile.inputs.related_types import SECONDARIES, children_of
+from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, children_of
 from tests.integration.api import Object
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-CHILDREN: Final = frozenset(each.type.plural for each in children_of(SECONDARIES))
+CHILDREN: Final = frozenset(each.type.plural for each in children_of(RELATED_TYPES))
 """Resources of the objects that the operator creates and watches."""
 
 UID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

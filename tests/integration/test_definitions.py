@@ -8,7 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from finetune_operator.engine.client import error_of
+from finetune_operator.engine.client import make_error
 from finetune_operator.engine.errors import Undeclared
 from tests.integration.api import Api
 from tests.integration.operators import Operators
@@ -72,7 +72,7 @@ def test_a_status_with_a_field_of_this_release_is_not_mistaken_for_passing_troub
         Content_Type="application/apply-patch+yaml",
     )
 
-    assert isinstance(error_of(answer.status_code, None, answer.content), Undeclared), answer.text
+    assert isinstance(make_error(answer.status_code, None, answer.content), Undeclared), answer.text
 
 
 @pytest.fixture

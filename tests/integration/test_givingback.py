@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_operator.observe.pod_status import index_of
-from finetune_operator.reconcile.stages.gang_deadlock import GIVE_BACK_AFTER
+from finetune_operator.reconcile.stages.gang_deadlock import RELEASE_AFTER
 from tests.fakekubelet import FakeKubelet
 from tests.fakenode import FakeNode
 from tests.integration import manifests
@@ -60,7 +60,7 @@ class SmallNode(FakeKubelet):
             "reason": "Unschedulable",
             "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
             # As if the pod had waited, so that the test does not.
-            "lastTransitionTime": (datetime.now(UTC) - GIVE_BACK_AFTER).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTransitionTime": (datetime.now(UTC) - RELEASE_AFTER).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         self._patch(pod, {"conditions": [lacks]})
 

@@ -52,5 +52,5 @@ def with_special_tokens(folder: Path, *tokens: str, ordinary: tuple[str, ...] = 
 def with_reasoning(folder: Path) -> Path:
     """A model with the published template of a family whose answers begin with reasoning."""
     with_special_tokens(folder, "<|im_start|>", "<|im_end|>", ordinary=("<think>", "</think>"))
-    shutil.copy(chat_template.folder() / "qwen3.jinja", folder / "chat_template.jinja")
+    shutil.copy(chat_template.trl_templates_folder() / "qwen3.jinja", folder / "chat_template.jinja")
     return folder

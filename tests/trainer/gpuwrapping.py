@@ -82,7 +82,7 @@ def _use_kernels(patch: pytest.MonkeyPatch, *, has_kernel: bool) -> None:
         budget = choose(model, max_tokens, pad, torch.device("cuda"))
         # A defect must not make it fall back to padding unseen.
         assert budget.packs == has_kernel
-        assert (attention.attention_of(model) == attention.VARLEN) == has_kernel
+        assert (attention.get_attention(model) == attention.VARLEN) == has_kernel
         return budget
 
     patch.setattr(factory, "choose_budget", choose_on_a_gpu)

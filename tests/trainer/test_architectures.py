@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model
 from finetune_trainer.contract.method import Method
 from finetune_trainer.model.adapted_layers import freeze_encoders, stacked_experts
 from finetune_trainer.model.completion_loss import completion_loss
-from finetune_trainer.model.loading import empty_model
+from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.method_checks import check_adapter
 from finetune_trainer.tokens.batching import Padding, pack
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
@@ -98,7 +98,7 @@ def test_full_trains_the_text_decoder_and_its_head(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "falcon_h1"])
 def test_preflight_builds_the_adapter_and_warns_of_experts(name: str) -> None:
-    warnings = check_adapter(empty_model(tiny_config(name)), Method(), "pvc://models/base")
+    warnings = check_adapter(build_empty_model(tiny_config(name)), Method(), "pvc://models/base")
 
     assert len(warnings) == (name == "mixtral")
     if warnings:

@@ -14,7 +14,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
-from finetune_trainer.model.bundle import BundleUnknown, base_bundle
+from finetune_trainer.model.bundle import BundleUnknown, read_base_bundle
 from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
@@ -181,7 +181,7 @@ def test_the_files_of_a_base_model_say_what_a_run_would_publish(
     folder = base(tmp_path / "base")
     expected = bundle_of(folder, load_tokenizer(folder))
 
-    found = base_bundle(folder)
+    found = read_base_bundle(folder)
 
     assert (found.chat_template, found.stop_ids) == (expected.chat_template, expected.stop_ids)
 
@@ -197,7 +197,7 @@ def test_a_template_in_the_settings_of_the_tokenizer_is_found(tmp_path: Path) ->
         )
     )
 
-    assert base_bundle(folder).chat_template == template
+    assert read_base_bundle(folder).chat_template == template
 
 
 @pytest.mark.parametrize("template", ["{{ messages[-1]['content'] }}<end>", "{{ eos_token }}"])
@@ -208,7 +208,7 @@ def test_a_base_model_that_does_not_say_how_an_answer_ends_is_refused(tmp_path: 
     (folder / "tokenizer_config.json").write_text("{}")
 
     with pytest.raises(BundleUnknown, match="the base model configures no stop token"):
-        base_bundle(folder)
+        read_base_bundle(folder)
 
 
 def test_an_adapter_is_served_and_evaluated_with_its_own_template(bench: Workbench) -> None:

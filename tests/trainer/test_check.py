@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from finetune_trainer.check.__main__ import app
-from finetune_trainer.check.terminal import as_options
+from finetune_trainer.check.terminal import translate_hint
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.rows import SPLIT_FILES
 from tests.waiting import eventually
@@ -154,7 +154,7 @@ def test_conflicting_and_leaked_rows_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_hints_name_options_of_the_command_line(hint: str, said: str) -> None:
-    assert as_options(hint) == said
+    assert translate_hint(hint) == said
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_the_longest_result_fits_into_the_termination_message(tmp_path: Path) ->
     scored = stage.run(config.model_copy(update={"metrics": named}))
     result = config.bind(StageResult(stage="score", run="u" * 36, outcome="Succeeded", score=scored))
 
-    message = StageResult.parse(termination.bounded(result))
+    message = StageResult.parse(termination.fit_message(result))
     assert message is not None
     assert message.score is not None
     assert message.score.evidence == scored.evidence

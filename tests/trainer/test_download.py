@@ -47,23 +47,23 @@ def test_the_model_is_in_the_store_under_the_digest_that_a_run_gives_it(bench: W
 
 
 def test_a_model_of_the_required_digest_that_the_store_has_is_not_read_again(bench: Workbench) -> None:
-    digest = base_model.run(config(bench)).digest
+    digest = base_model.download_to_store(config(bench)).digest
 
     again = config(bench, base_model_path="/nowhere", base_model_digest=digest)
 
-    assert base_model.run(again).digest == digest
+    assert base_model.download_to_store(again).digest == digest
 
 
 def test_files_of_another_digest_are_refused(bench: Workbench) -> None:
     with pytest.raises(StageFailure, match=r"but spec\.baseModel\.digest requires sha256:a") as caught:
-        base_model.run(config(bench, base_model_digest="sha256:" + "a" * 64))
+        base_model.download_to_store(config(bench, base_model_digest="sha256:" + "a" * 64))
 
     assert caught.value.reason is FailureReason.BASE_MODEL_DIGEST_MISMATCH
 
 
 def test_a_missing_folder_is_named(bench: Workbench) -> None:
     with pytest.raises(StageFailure, match=f"baseModel {URI}: the folder does not exist") as caught:
-        base_model.run(config(bench, base_model_path=str(tiny() / "none")))
+        base_model.download_to_store(config(bench, base_model_path=str(tiny() / "none")))
 
     assert caught.value.reason is FailureReason.BASE_MODEL_NOT_FOUND
 
@@ -72,7 +72,7 @@ def test_a_missing_folder_is_named(bench: Workbench) -> None:
 def test_a_pod_loads_the_base_model_under_the_name_of_the_endpoint(
     bench: Workbench, tmp_path: Path, name: str
 ) -> None:
-    digest = base_model.run(config(bench)).digest
+    digest = base_model.download_to_store(config(bench)).digest
     models = tmp_path / "models"
     item = FetchItem(artifact=ArtifactRef(kind="models", digest=digest), folder=name)
     fetch.run(FetchConfig(owner=ENDPOINT, store=bench.store_config, items=(item,), destination=str(models)))

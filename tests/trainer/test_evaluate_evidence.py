@@ -12,7 +12,7 @@ from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import Estimates, RowValues, evidence_for, scores_of
+from finetune_trainer.evaluate.estimates import Estimates, RowValues, compute_evidence, compute_scores
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement_log import RowPrediction
@@ -65,14 +65,14 @@ def evidence(
     made: Estimates, subjects: Sequence[Subject] = ("Tuned", "Base"), **gate: object
 ) -> GateEvidence:
     (metric,) = made.measures
-    (found,) = evidence_for([GateBound.model_validate({"metric": metric, **gate})], made, subjects)
+    (found,) = compute_evidence([GateBound.model_validate({"metric": metric, **gate})], made, subjects)
     return found
 
 
 def test_a_share_has_its_interval_and_a_gate_its_one_sided_bounds() -> None:
     made = estimates("exact_match", {"Tuned": right(34, 34)})
 
-    (score,) = scores_of(("Tuned",), made)
+    (score,) = compute_scores(("Tuned",), made)
     found = evidence(made, ("Tuned",), min=0.95, confidence=0.95)
 
     assert score == Score(metric="exact_match", subject="Tuned", value=1, rows=34, low=0.897182, high=1)
@@ -83,7 +83,7 @@ def test_a_share_has_its_interval_and_a_gate_its_one_sided_bounds() -> None:
 
 def test_rows_that_do_not_count_for_a_score_are_not_among_its_rows() -> None:
     """The answer of the second row has no token left after truncation."""
-    (score,) = scores_of(("Tuned",), estimates("loss", {"Tuned": [1.0, 9.0, 3.0]}, tokens=[2, 0, 2]))
+    (score,) = compute_scores(("Tuned",), estimates("loss", {"Tuned": [1.0, 9.0, 3.0]}, tokens=[2, 0, 2]))
 
     assert (score.value, score.rows) == (2, 2)
 
@@ -120,7 +120,7 @@ def test_rows_count_in_a_loss_by_their_tokens() -> None:
     values, tokens = list(random.uniform(1, 3, 50)), [int(n) for n in random.integers(1, 40, 50)]
     made = estimates("loss", {"Tuned": values}, tokens=tokens)
 
-    (score,) = scores_of(("Tuned",), made)
+    (score,) = compute_scores(("Tuned",), made)
 
     weighted = (value * n for value, n in zip(values, tokens, strict=True))
     assert score.value == math.fsum(weighted) / sum(tokens)
@@ -136,7 +136,7 @@ def test_an_aggregate_has_the_interval_of_the_sums_that_it_is_computed_from() ->
     perplexities: dict[Subject, Values] = {"Tuned": list(np.exp(losses)), "Base": list(np.exp(losses + 0.5))}
     of_perplexity = estimates("perplexity", perplexities, tokens=tokens)
 
-    (loss, *_), (perplexity, *_) = (scores_of(("Tuned",), made) for made in (of_loss, of_perplexity))
+    (loss, *_), (perplexity, *_) = (compute_scores(("Tuned",), made) for made in (of_loss, of_perplexity))
     found = evidence(of_perplexity, min_gain=0, over="Base", confidence=0.95)
 
     assert loss.low is not None
@@ -192,7 +192,7 @@ def test_a_model_that_was_not_measured_has_no_gain() -> None:
 def test_a_mean_of_few_rows_has_no_bounds_and_says_how_many_rows_it_needs() -> None:
     made = estimates("f1_token", {"Tuned": [0.5] * (MIN_UNITS - 3)})
 
-    (score,) = scores_of(("Tuned",), made)
+    (score,) = compute_scores(("Tuned",), made)
     found = evidence(made, ("Tuned",), min=0.1, confidence=0.95)
 
     assert (score.low, score.high, found.low, found.high) == (None,) * 4
@@ -203,7 +203,7 @@ def test_a_mean_of_few_rows_has_no_bounds_and_says_how_many_rows_it_needs() -> N
 def test_equal_values_without_a_max_have_no_bounds_but_equal_models_have_no_gain() -> None:
     made = estimates("answer_tokens", {"Tuned": [1.0] * 20, "Base": [1.0] * 20})
 
-    (score,) = scores_of(("Tuned",), made)
+    (score,) = compute_scores(("Tuned",), made)
     found = evidence(made, ("Tuned",), max=5, confidence=0.99)
 
     assert (score.low, score.high, found.low, found.high) == (None,) * 4
@@ -251,8 +251,8 @@ def test_groups_of_one_row_are_independent_rows() -> None:
 
     grouped = estimates("exact_match", values, groups=groups_of(200, 1))
 
-    assert list(scores_of(("Tuned",), grouped)) == list(
-        scores_of(("Tuned",), estimates("exact_match", values))
+    assert list(compute_scores(("Tuned",), grouped)) == list(
+        compute_scores(("Tuned",), estimates("exact_match", values))
     )
 
 
@@ -269,7 +269,7 @@ def test_few_groups_give_no_bounds_however_many_rows_they_have() -> None:
 def test_groups_that_are_not_recorded_leave_a_gate_undecided_with_what_to_do() -> None:
     made = estimates("exact_match", {"Tuned": right(160, 200)}, groups=Groups("customer", None))
 
-    (score,) = scores_of(("Tuned",), made)
+    (score,) = compute_scores(("Tuned",), made)
     found = evidence(made, ("Tuned",), min=0.5, confidence=0.95)
     by_value = evidence(made, ("Tuned",), min=0.5)
 
@@ -303,7 +303,7 @@ def test_too_few_rows_come_with_what_would_give_more(remedy: str | None, words: 
     measured = RowValues(values) if remedy is None else RowValues(values, remedy=remedy)
     gate = GateBound(metric="task/science", min=0.2, confidence=0.95)
 
-    (found,) = evidence_for([gate], measured, ("Tuned",))
+    (found,) = compute_evidence([gate], measured, ("Tuned",))
 
     assert found.undecided is not None
     assert words in found.undecided

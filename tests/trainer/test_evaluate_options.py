@@ -19,7 +19,7 @@ from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.entrypoint.dispatch import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
-from finetune_trainer.evaluate.measured_model import MeasuredModel, likeliest
+from finetune_trainer.evaluate.measured_model import MeasuredModel, find_lowest_loss
 from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
@@ -106,7 +106,7 @@ def test_the_choice_is_the_label_with_the_highest_summed_log_probability() -> No
     examples = encode_examples(list(ROWS[:6]), tokenizer, 64, "test", choices=labels)
     measured = MeasuredModel(model, tokenizer, max_new_tokens=8, on_token=lambda: None)
 
-    chosen = [likeliest(losses) for losses in measured.choice_losses(examples)]
+    chosen = [find_lowest_loss(losses) for losses in measured.choice_losses(examples)]
 
     expected = []
     for example in examples:
@@ -129,7 +129,7 @@ def test_a_label_that_does_not_fit_into_the_context_is_not_chosen(monkeypatch: p
     model.config.max_position_embeddings = len(examples[0].prompt)
     measured = MeasuredModel(model, tokenizer, max_new_tokens=8, on_token=lambda: None)
 
-    assert [likeliest(losses) for losses in measured.choice_losses(examples)] == [None, None]
+    assert [find_lowest_loss(losses) for losses in measured.choice_losses(examples)] == [None, None]
 
 
 JSON_ROWS: Final = tuple(

@@ -16,15 +16,15 @@ from finetune_trainer.statistics.bootstrap import (
     Numbers,
     Resampled,
     ratio,
-    sums_of_units,
+    sum_units,
 )
 from finetune_trainer.statistics.estimate import (
     MAX_ROWS,
     POWER,
     SHOWN_LEVEL,
     Estimate,
+    compute_needed_rows,
     one_sided,
-    rows_in_all,
 )
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from tools.evaluation import coverage
@@ -41,7 +41,7 @@ def bounds(estimate: Estimate, level: float = SHOWN_LEVEL) -> tuple[float, float
 
 def mean_of(values: Numbers, weights: Numbers | None = None, groups: list[int] | None = None) -> Resampled:
     weights = np.ones(len(values)) if weights is None else weights
-    sums = sums_of_units(np.stack([values * weights, weights], 1), groups)
+    sums = sum_units(np.stack([values * weights, weights], 1), groups)
     return Resampled(float(np.average(values, weights=weights)), len(values), sums, ratio, (0, 1))
 
 
@@ -176,7 +176,7 @@ def test_less_than_the_min_number_of_units_exclude_nothing() -> None:
     few = mean_of(np.linspace(0, 1, MIN_UNITS - 1))
 
     assert bounds(few) == (0, 1)
-    assert rows_in_all(few, 0.1, 0.95) is None
+    assert compute_needed_rows(few, 0.1, 0.95) is None
 
 
 def test_rows_that_are_all_equal_leave_room_for_others() -> None:
@@ -326,14 +326,14 @@ MANY: Final = 1_000_000
 
 def test_the_number_of_rows_is_that_of_the_power_formula() -> None:
     """(1.645 × √0.16 + 0.842 × √0.09)² / 0.1² for a share of 0.9 against 0.8."""
-    assert rows_in_all(Proportion(9 * MANY, 10 * MANY), 0.8, 0.95) == 83
+    assert compute_needed_rows(Proportion(9 * MANY, 10 * MANY), 0.8, 0.95) == 83
 
 
 @pytest.mark.parametrize(("percent", "bound"), [(90, 0.8), (85, 0.8), (98, 0.95)])
 def test_with_that_number_a_gate_on_a_share_passes_about_as_often_as_stated(
     percent: int, bound: float
 ) -> None:
-    rows = rows_in_all(Proportion(percent * MANY, 100 * MANY), bound, 0.95)
+    rows = compute_needed_rows(Proportion(percent * MANY, 100 * MANY), bound, 0.95)
     assert rows is not None
 
     chances = binom.pmf(range(rows + 1), rows, percent / 100)
@@ -347,7 +347,7 @@ def test_with_that_number_a_gate_on_a_share_passes_about_as_often_as_stated(
 
 def test_with_that_number_a_gate_on_a_gain_passes_about_as_often_as_stated() -> None:
     chances = (0.2, 0.1, 0.7)
-    rows = rows_in_all(PairedProportions(2 * MANY, MANY, 10 * MANY), 0, 0.95)
+    rows = compute_needed_rows(PairedProportions(2 * MANY, MANY, 10 * MANY), 0, 0.95)
     assert rows is not None
 
     tables = np.random.default_rng(7).multinomial(rows, chances, 1000)
@@ -358,5 +358,5 @@ def test_with_that_number_a_gate_on_a_gain_passes_about_as_often_as_stated() -> 
 
 
 def test_a_gate_whose_bound_is_the_value_is_decided_by_no_number_of_rows() -> None:
-    assert rows_in_all(Proportion(8, 10), 0.8, 0.95) is None
-    assert rows_in_all(Proportion(MANY + 1, 2 * MANY), 0.5, 0.95) == MAX_ROWS
+    assert compute_needed_rows(Proportion(8, 10), 0.8, 0.95) is None
+    assert compute_needed_rows(Proportion(MANY + 1, 2 * MANY), 0.5, 0.95) == MAX_ROWS

@@ -313,7 +313,7 @@ def test_last_words_drop_problems_before_anything_else() -> None:
         prepare=PrepareResult(problem_count=10, problems=tuple("ä" * 200 for _ in range(10))),
     )
 
-    text = termination.bounded(result)
+    text = termination.fit_message(result)
 
     assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
     parsed = StageResult.parse(text)
@@ -344,7 +344,9 @@ def test_last_words_drop_warnings_of_preflight_from_the_last_one() -> None:
         warnings=warnings,
     )
 
-    text = termination.bounded(StageResult(stage="preflight", run=RUN, outcome="Succeeded", preflight=found))
+    text = termination.fit_message(
+        StageResult(stage="preflight", run=RUN, outcome="Succeeded", preflight=found)
+    )
 
     assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
     parsed = StageResult.parse(text)
@@ -399,7 +401,7 @@ def test_last_words_keep_what_decides_the_gates(undecided: str) -> None:
         config_digest="1" * 64,
     )
 
-    text = termination.bounded(result)
+    text = termination.fit_message(result)
 
     assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
     parsed = StageResult.parse(text)
@@ -418,7 +420,7 @@ def test_last_words_keep_what_decides_the_gates(undecided: str) -> None:
 def test_last_words_shorten_a_long_message() -> None:
     result = StageResult(stage="train", run=RUN, outcome="Failed", reason="Internal", message="ü" * 9000)
 
-    parsed = StageResult.parse(termination.bounded(result))
+    parsed = StageResult.parse(termination.fit_message(result))
 
     assert parsed is not None
     assert parsed.message.endswith("ü…")

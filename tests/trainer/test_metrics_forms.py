@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_trainer.evaluate.metrics import json_fields, json_valid
 from finetune_trainer.scoring.answer_formats import AnswerPattern, JSONSchema
-from finetune_trainer.scoring.json_text import calls_in, expected_calls
+from finetune_trainer.scoring.json_text import expected_calls, find_calls
 
 SCHEMA = {
     "type": "object",
@@ -254,7 +254,7 @@ FUNCTIONS = [each["function"] for each in CALLS]
     ],
 )
 def test_calls_are_read_in_any_wrapping_and_order(text: str) -> None:
-    assert calls_in(text) == EXPECTED
+    assert find_calls(text) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,11 @@ def test_calls_are_read_in_any_wrapping_and_order(text: str) -> None:
     ],
 )
 def test_other_calls_are_no_match(text: str) -> None:
-    assert calls_in(text) != EXPECTED
+    assert find_calls(text) != EXPECTED
 
 
 def test_json_without_arguments_is_no_call() -> None:
-    assert calls_in('{"name": "Ann", "age": 5} {"arguments": {}} {"name": "x", "arguments": "no JSON"}') == ()
+    assert (
+        find_calls('{"name": "Ann", "age": 5} {"arguments": {}} {"name": "x", "arguments": "no JSON"}') == ()
+    )
     assert expected_calls(None) == ()

@@ -26,10 +26,10 @@ from finetune_trainer.model.completion_loss import chunked_head, row_loss_sums
 from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.model.loading import (
     connect_layers,
-    empty_model_in,
     load_placed,
     load_quantized_base,
     place_layers,
+    read_empty_model,
     visible_devices,
     weights_bytes,
 )
@@ -45,16 +45,16 @@ GPUS = (torch.device("cuda", 0), torch.device("cuda", 1))
 
 @pytest.fixture(scope="module")
 def empty() -> PreTrainedModel:
-    return empty_model_in(tiny())
+    return read_empty_model(tiny())
 
 
 @pytest.fixture
 def tied(tmp_path: Path) -> PreTrainedModel:
     """A model whose output head is its embedding."""
-    config = empty_model_in(tiny()).config
+    config = read_empty_model(tiny()).config
     config.tie_word_embeddings = True
     config.save_pretrained(tmp_path)
-    return empty_model_in(tmp_path)
+    return read_empty_model(tmp_path)
 
 
 class SameDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]

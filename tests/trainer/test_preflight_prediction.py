@@ -15,7 +15,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, Requested
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.loading import empty_model
+from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.estimate import prediction
 from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
 from finetune_trainer.preflight.estimate.memory import (
@@ -24,7 +24,7 @@ from finetune_trainer.preflight.estimate.memory import (
     quantized_difference,
     sharded_bytes,
 )
-from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
+from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, plan_memory, predicted_out_of_memory
 from finetune_trainer.preflight.estimate.prediction import run_flops, seconds_range
 from finetune_trainer.train.model_setup import trainable_model
 from tests.methods import method_of
@@ -51,7 +51,7 @@ def small_llama(**settings: Any) -> PreTrainedModel:
         vocab_size=512,
         **settings,
     )
-    return empty_model(config)
+    return build_empty_model(config)
 
 
 class Stated(TrainMemory):
@@ -92,7 +92,7 @@ def planned(
         gradient_checkpointing=requested.get("gradient_checkpointing") or False,
         max_batch_tokens=budget,
     )
-    return fit(
+    return plan_memory(
         stated(method),
         defaults,
         RequestedHyperparameters(**requested),
@@ -200,7 +200,7 @@ def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_n
 def test_a_refusal_names_what_would_fit(method: str, available: int, tokens: int, expected: str) -> None:
     plan = planned(available, method=method, tokens=tokens)
 
-    assert expected in refusal(stated(method), plan, available * GIBIBYTE).message
+    assert expected in predicted_out_of_memory(stated(method), plan, available * GIBIBYTE).message
 
 
 def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workbench) -> None:
@@ -283,7 +283,7 @@ def test_a_model_that_bitsandbytes_quantizes_has_the_size_of_the_formula() -> No
         state.absmax.nbytes + state.state2.absmax.nbytes for state in states
     )
     config = AutoConfig.from_pretrained(tiny())
-    sizes = ModelSizes.of(empty_model(config), config)
+    sizes = ModelSizes.of(build_empty_model(config), config)
 
     assert stored == pytest.approx(
         quantized_difference(sizes, 2) + 2 * (sizes.quantized - sizes.largest_quantized), rel=0.01

@@ -22,7 +22,7 @@ from finetune_trainer.contract.results import (
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.report.html_page import page
-from finetune_trainer.runtime.termination import bounded
+from finetune_trainer.runtime.termination import fit_message
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)
@@ -404,7 +404,7 @@ def test_the_result_of_eight_large_sources_fits_into_a_termination_message() -> 
         config_digest=DIGEST,
     )
 
-    message = StageResult.parse(bounded(result))
+    message = StageResult.parse(fit_message(result))
 
     assert message is not None
     assert message.prepare is not None

@@ -24,7 +24,7 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.model.bundle import base_bundle
+from finetune_trainer.model.bundle import read_base_bundle
 from finetune_trainer.runtime import signals
 from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh
 from tests.trainer.serve.endpoint import serve_config
@@ -84,7 +84,7 @@ def config_of(stage: str, bench: Workbench) -> Contract:
         case "evaluate":
             with bench.store.staging() as staging:
                 shutil.copytree(tiny(), staging, dirs_exist_ok=True)
-                base_bundle(tiny()).write(staging)
+                read_base_bundle(tiny()).write(staging)
                 checkpoint = bench.store.publish("checkpoints", staging)
             return EvaluateConfig(
                 owner=OWNER,

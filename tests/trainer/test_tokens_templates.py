@@ -76,7 +76,7 @@ def published() -> dict[str, str]:
     """TRL's copies of published templates, by family."""
     return {
         path.stem: path.read_text(encoding="utf-8")
-        for path in sorted(chat_template.folder().glob("*.jinja"))
+        for path in sorted(chat_template.trl_templates_folder().glob("*.jinja"))
         if not path.stem.endswith("_training")
     }
 

@@ -15,17 +15,17 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model import attention
-from finetune_trainer.model.attention import VARLEN, attention_of, set_attention
+from finetune_trainer.model.attention import VARLEN, get_attention, set_attention
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import (
     TokenBudget,
-    balanced,
+    divide_evenly,
+    group_by_length,
     model_inputs,
     pack,
     pack_with_bounds,
     pad_without_mask,
-    similar,
 )
 from finetune_trainer.tokens.encoding import EncodedRow, RowEncoder
 from finetune_trainer.train.batches import Division, RowLimit
@@ -51,7 +51,7 @@ def padded(rows: Sequence[EncodedRow]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("split", [balanced, similar])
+@pytest.mark.parametrize("split", [divide_evenly, group_by_length])
 def test_every_row_is_in_one_batch_within_the_budget(seed: int, split: Any) -> None:
     generator = random.Random(seed)  # noqa: S311
     lengths = [generator.randint(1, 100) for _ in range(generator.randint(1, 60))]
@@ -61,7 +61,7 @@ def test_every_row_is_in_one_batch_within_the_budget(seed: int, split: Any) -> N
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         tokens = [lengths[row] for row in batch]
-        total = sum(tokens) if split is balanced else max(tokens) * len(tokens)
+        total = sum(tokens) if split is divide_evenly else max(tokens) * len(tokens)
         assert total <= 80 or len(batch) == 1
 
 
@@ -224,7 +224,7 @@ def test_a_model_that_varlen_attention_cannot_compute_keeps_its_own() -> None:
     model = model_for()
 
     assert not pack_by_varlen(model)
-    assert attention_of(model) == "sdpa"
+    assert get_attention(model) == "sdpa"
 
 
 def test_varlen_attention_replaces_only_the_attention_that_it_computes(
@@ -236,7 +236,7 @@ def test_varlen_attention_replaces_only_the_attention_that_it_computes(
 
     assert not pack_by_varlen(eager)
     assert pack_by_varlen(sdpa)
-    assert (attention_of(eager), attention_of(sdpa)) == ("eager", VARLEN)
+    assert (get_attention(eager), get_attention(sdpa)) == ("eager", VARLEN)
 
 
 def test_the_head_of_a_model_with_varlen_attention_is_tested_without_it(
@@ -248,7 +248,7 @@ def test_the_head_of_a_model_with_varlen_attention_is_tested_without_it(
     assert pack_by_varlen(model)
 
     assert probe_head(model, ENCODED) is not None
-    assert attention_of(model) == VARLEN
+    assert get_attention(model) == VARLEN
 
 
 def test_padded_rows_without_a_mask_are_computed_as_alone() -> None:

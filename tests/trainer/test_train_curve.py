@@ -187,7 +187,7 @@ def long_result(points: int, checkpoints: int = 10, *, probes: bool = False) -> 
 
 
 def test_ten_checkpoints_fit_into_a_termination_message_and_the_curve_goes_first() -> None:
-    text = termination.bounded(long_result(points=32))
+    text = termination.fit_message(long_result(points=32))
 
     read = StageResult.parse(text)
     assert len(text.encode()) <= 3500
@@ -197,7 +197,7 @@ def test_ten_checkpoints_fit_into_a_termination_message_and_the_curve_goes_first
 
 
 def test_probes_of_kept_checkpoints_go_before_what_the_operator_needs() -> None:
-    text = termination.bounded(long_result(points=32, probes=True))
+    text = termination.fit_message(long_result(points=32, probes=True))
 
     read = StageResult.parse(text)
     assert len(text.encode()) <= 3500
@@ -211,4 +211,4 @@ def test_probes_of_kept_checkpoints_go_before_what_the_operator_needs() -> None:
 def test_a_curve_beside_two_checkpoints_fits() -> None:
     whole = long_result(points=32, checkpoints=2)
 
-    assert StageResult.parse(termination.bounded(whole)) == whole
+    assert StageResult.parse(termination.fit_message(whole)) == whole

@@ -16,7 +16,7 @@ from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import OUTLOOKS, LearningCurvePoint, TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters
-from finetune_trainer.preflight.estimate.prediction import with_learning_curve
+from finetune_trainer.preflight.estimate.prediction import add_curve_duration
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
@@ -27,8 +27,8 @@ from finetune_trainer.train.learning_curve import (
     MAX_PROBLEM_LENGTH,
     CurveRecord,
     MeasuredShare,
+    assess_outlook,
     learning_curve,
-    outlook_of,
 )
 from finetune_trainer.train.learning_curve_plan import subset_indices, subset_size
 from finetune_trainer.train.states.restarts import MAX_STARTS_WITHOUT_PROGRESS, STARTS_FILE
@@ -314,8 +314,8 @@ def test_the_groups_of_validation_rows_are_those_of_a_kept_column(
 def test_a_smaller_growth_needs_a_smaller_fall() -> None:
     gain = ConfidenceInterval(0.005, 0.015)
 
-    assert outlook_of(gain, loss=1, growth=2) == "NotLikelyToHelp"
-    assert outlook_of(gain, loss=1, growth=1.25) == "LikelyToHelp"
+    assert assess_outlook(gain, loss=1, growth=2) == "NotLikelyToHelp"
+    assert assess_outlook(gain, loss=1, growth=1.25) == "LikelyToHelp"
 
 
 def test_a_subset_that_would_exceed_the_time_of_the_run_is_left_out(bench: Workbench) -> None:
@@ -355,19 +355,19 @@ def preflight_config(bench: Workbench, **settings: Any) -> PreflightConfig:
 def test_the_predicted_seconds_include_the_curve(bench: Workbench) -> None:
     config = preflight_config(bench, learning_curve=SHARES, max_run_seconds=1750)
 
-    prediction = with_learning_curve(config, predicted(1000, 2000), 400, CHOSEN)
+    prediction = add_curve_duration(config, predicted(1000, 2000), 400, CHOSEN)
 
     assert prediction is not None
     assert (prediction.seconds_low, prediction.seconds_high) == (1750, 3500)
     assert prediction.flops == 1e12, "those of the run itself, from which its MFU is computed"
-    assert with_learning_curve(config, None, 400, CHOSEN) is None
+    assert add_curve_duration(config, None, 400, CHOSEN) is None
 
 
 def test_a_curve_that_cannot_fit_the_time_of_the_run_is_refused_with_figures(bench: Workbench) -> None:
     config = preflight_config(bench, learning_curve=SHARES, max_run_seconds=1749)
 
     with pytest.raises(StageFailure) as caught:
-        with_learning_curve(config, predicted(1000, 2000), 400, CHOSEN)
+        add_curve_duration(config, predicted(1000, 2000), 400, CHOSEN)
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert caught.value.message.startswith(

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.preflight.estimate.fake_step import START, LiveBytes
-from finetune_trainer.train.parallel.shards import rows_of, sharding_config
+from finetune_trainer.train.parallel.shards import local_rows, sharding_config
 from finetune_trainer.train.states.weights import write_model
 from tests.forkserver import Forked
 from tests.trainer.architectures import ARCHITECTURES, tiny_model
@@ -66,7 +66,7 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of this process's rows; tied tensors count once."""
-    distinct = {id(each): rows_of(each).data for each in tensors.values()}
+    distinct = {id(each): local_rows(each).data for each in tensors.values()}
     return sum(each.numel() * each.element_size() for each in distinct.values())
 
 

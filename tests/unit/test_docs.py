@@ -11,7 +11,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.serve import constraint_limits
 from hack.api_page import FENCED, headings
@@ -75,9 +75,9 @@ def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() 
     manifests = list(yaml.safe_load_all(rest.partition("```")[0]))
     assert [manifest["kind"] for manifest in manifests] == ["Dataset", "FineTuneJob", "InferenceDeployment"]
     dataset, job, endpoint = manifests
-    assert not_implemented(Dataset.model_validate(dataset).spec) == ()
-    assert not_implemented(FineTuneJob.model_validate(job).spec) == ()
-    assert not_implemented(InferenceDeployment.model_validate(endpoint).spec) == ()
+    assert find_unimplemented(Dataset.model_validate(dataset).spec) == ()
+    assert find_unimplemented(FineTuneJob.model_validate(job).spec) == ()
+    assert find_unimplemented(InferenceDeployment.model_validate(endpoint).spec) == ()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract import method as methods
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method
@@ -97,7 +97,7 @@ def test_an_example_uses_only_fields_that_exist_and_are_implemented(
 ) -> None:
     resource = strict(KINDS[manifest["kind"]], manifest)
     assert "namespace" not in manifest["metadata"], f"{path} should go into any namespace"
-    assert not_implemented(resource.spec) == ()
+    assert find_unimplemented(resource.spec) == ()
 
 
 def test_profiles_name_priority_classes_that_exist_and_one_default() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_operator.reconcile.inputs.related_types import SECONDARIES
+from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES
 from tests import rights
 from tests.e2e.sessions import LaneSession, left_in, usage_of_all
 from tools.cluster.toolchain import HELM
@@ -28,7 +28,7 @@ def test_the_chart_grants_what_every_secondary_type_is_read_by() -> None:
             rights.rendered("finetune-system", "gatewayAPI.enabled=true", "kueue.enabled=true")
         )
     }
-    for each in SECONDARIES:
+    for each in RELATED_TYPES:
         group = each.type.api_version.rpartition("/")[0]
         for verb in each.verbs:
             assert (group, each.resource, verb) in granted

@@ -30,8 +30,8 @@ STAGE_MODULES: Final = {
     "prepare": {"dataset/source_check.py", "finetunejob/inputs.py"},
     "preflight": {"finetunejob/preflight.py"},
     "train": {"finetunejob/train.py"},
-    "evaluate": {"measuring.py"},
-    "score": {"measuring.py"},
+    "evaluate": {"evaluation_stages.py"},
+    "score": {"evaluation_stages.py"},
     "analyze": set(),
     "collect": {
         "dataset/source_check.py",

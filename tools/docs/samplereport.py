@@ -18,7 +18,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownScore,
     SubjectAnswer,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, one_sided, rows_in_all
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, compute_needed_rows, one_sided
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 
 TICKETS: Final = {
@@ -173,7 +173,7 @@ def _gates(metric: MetricProperties, rows: list[AnsweredRow]) -> list[ShownGate]
     gain = _paired(
         [(row.value(metric.name) or 0.0) - (row.value(metric.name, "Live") or 0.0) for row in rows]
     )
-    needed = rows_in_all(gain, 0, CONFIDENCE)
+    needed = compute_needed_rows(gain, 0, CONFIDENCE)
     return [
         ShownGate(
             metric=metric.name,

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from finetune_trainer.statistics.estimate import MAX_ROWS, POWER, one_sided, rows_in_all
+from finetune_trainer.statistics.estimate import MAX_ROWS, POWER, compute_needed_rows, one_sided
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from tools.bench.sheet import Sheet
 
@@ -59,7 +59,7 @@ def _gains() -> Sheet:
 
 def _share_cell(share: float) -> Callable[[float], int | None]:
     known = Proportion(round(share * MANY), MANY)
-    return lambda distance: rows_in_all(known, share - distance, CONFIDENCE)
+    return lambda distance: compute_needed_rows(known, share - distance, CONFIDENCE)
 
 
 def _gain_cell(differing: float) -> Callable[[float], int | None]:
@@ -67,7 +67,9 @@ def _gain_cell(differing: float) -> Callable[[float], int | None]:
         if gain > differing:
             return None
         gained = round((differing + gain) / 2 * MANY)
-        return rows_in_all(PairedProportions(gained, round(differing * MANY) - gained, MANY), 0, CONFIDENCE)
+        return compute_needed_rows(
+            PairedProportions(gained, round(differing * MANY) - gained, MANY), 0, CONFIDENCE
+        )
 
     return cell
 

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
 from finetune_trainer.contract.prediction import CARDS, gibibytes
-from finetune_trainer.model.loading import empty_model
+from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.memory_plan import FITS
@@ -65,7 +65,7 @@ def shape_of(length: int) -> StepShape:
 
 def model_row(name: str, config: PretrainedConfig, method: MethodType) -> ModelRow:
     """Predict for one model and method."""
-    memory = TrainMemory(empty_model(config), Method(type=method), 1, sharded=False, on_gpu=True)
+    memory = TrainMemory(build_empty_model(config), Method(type=method), 1, sharded=False, on_gpu=True)
     first = shape_of(LENGTHS[0])
     return ModelRow(
         name,

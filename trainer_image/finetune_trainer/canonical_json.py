@@ -24,12 +24,12 @@ def text(value: Any) -> str:
     return ENCODER.encode(value)
 
 
-def in_order(value: Any) -> str:
+def encode_in_order(value: Any) -> str:
     """Return JSON as `text` does, but with the keys in the order of the value."""
     return IN_ORDER.encode(value)
 
 
-def of_json(content: str) -> str:
+def canonicalize(content: str) -> str:
     """Return a JSON text in canonical form."""
     return text(json.loads(content))
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number of processors that this process may use.
+"""Processors and memory that the pod may use.
+
+Number of processors that this process may use.
 
 Memory that the processes of this pod may use.
 """

@@ -76,7 +76,7 @@ class Message:
             message["role"],
             message["content"],
             message.get("weight", 1) != 0,
-            None if calls is None else canonical_json.in_order(calls),
+            None if calls is None else canonical_json.encode_in_order(calls),
             message.get("tool_call_id"),
             message.get("name"),
         )
@@ -131,7 +131,7 @@ class Row:
                 canonical_json.quoted(self.output),
             )
             return f'{{"completion":{completion},"prompt":{prompt}}}'
-        return canonical_json.in_order(_by_name(self.to_dict()))
+        return canonical_json.encode_in_order(_by_name(self.to_dict()))
 
     def _parts(self) -> dict[str, Any]:
         if self.form == "ChatMessages":
@@ -189,7 +189,7 @@ def _conversation(value: Mapping[str, Any]) -> Row:
         tools = value.get("tools")
         return Row(
             tuple(map(Message.from_dict, value["messages"])),
-            tools=None if tools is None else canonical_json.in_order(tools),
+            tools=None if tools is None else canonical_json.encode_in_order(tools),
         )
     prompt = value["prompt"]
     turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(map(Message.from_dict, prompt))

@@ -22,7 +22,7 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
-from finetune_operator.api.references import source_of
+from finetune_operator.api.references import join_revision
 from finetune_operator.api.stage_status import RecordedCost
 from finetune_operator.api.training import ChatTemplateKwargs, MethodRecord, ResolvedHyperparameters
 from finetune_trainer.contract.vocabulary import CheckpointType
@@ -41,7 +41,7 @@ class BaseModelRecord(Model):
     @property
     def source(self) -> str:
         """The uri, with the revision after @."""
-        return source_of(self.uri, self.revision)
+        return join_revision(self.uri, self.revision)
 
 
 class JobRecord(Model):

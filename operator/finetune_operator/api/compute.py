@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queues and priorities of Kueue: what a ComputeProfile offers, and what an object chooses.
+"""Compute of an object: devices, queue and priority in Kueue, time limits.
+
+Queues and priorities of Kueue: what a ComputeProfile offers, and what an object chooses.
 
 Devices and time limits of a run.
 """

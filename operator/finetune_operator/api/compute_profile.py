@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budget of a ComputeProfile, and what the namespaces have used of it.
+"""ComputeProfile: what the platform team offers, with prices and budgets.
+
+Budget of a ComputeProfile, and what the namespaces have used of it.
 
 ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints.
 """
@@ -24,7 +26,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.pod_resources import Accelerator
-from finetune_operator.api.pod_template import MAX_ENTRIES, PodStage, PodTemplate, merged
+from finetune_operator.api.pod_template import MAX_ENTRIES, PodStage, PodTemplate, merge_entries
 from finetune_operator.api.references import ProfileStoreReference
 from finetune_operator.api.serving import EngineArgumentName
 from finetune_trainer.contract.serving import EngineName
@@ -479,7 +481,7 @@ class ComputeProfileSpec(Model):
 
     def pods_of(self, names: Collection[PodStage]) -> PodTemplate:
         """What holds for pods with these names, as one entry."""
-        return merged(self.pods, names)
+        return merge_entries(self.pods, names)
 
 
 class ComputeProfileStatus(Status):

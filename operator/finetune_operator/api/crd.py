@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it.
+"""The custom resource definitions: the table of kinds with names, scope and columns, and their schemas.
+
+The kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it.
 
 CustomResourceDefinitions from the pydantic models.
 
@@ -203,7 +205,7 @@ class _WithRules(GenerateJsonSchema):
                 marks = (mark for mark in field.metadata if isinstance(mark, Reserved | ReservedValues))
                 for mark in marks:
                     node = result["properties"][field.alias or name]
-                    node["description"] = _with_note(mark, node["description"])
+                    node["description"] = _add_note(mark, node["description"])
         return result
 
 
@@ -217,7 +219,7 @@ def _validation(rule: CELRule) -> dict[str, Any]:
     return validation | ({"fieldPath": f".{rule.field}"} if rule.field else {})
 
 
-def _with_note(mark: Reserved | ReservedValues, description: str) -> str:
+def _add_note(mark: Reserved | ReservedValues, description: str) -> str:
     if isinstance(mark, Reserved):
         return (
             "Not implemented in this release: setting it stalls the object with reason NotImplemented."
@@ -227,7 +229,7 @@ def _with_note(mark: Reserved | ReservedValues, description: str) -> str:
     return f"{description} {values}: not implemented in this release, and refused with reason NotImplemented."
 
 
-def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
+def make_structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """One node of pydantic's JSON Schema as a structural schema.
 
     Raises:
@@ -235,23 +237,24 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[1]]
-        return structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
+        return make_structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
     if "anyOf" in node:
         arms = [arm for arm in node["anyOf"] if arm.get("type") != "null"]
         if len(arms) != 1:
             raise TypeError(f"a union cannot be expressed in a CRD: {node}")
-        return structural({**arms[0], **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
+        return make_structural({**arms[0], **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
     out = _scalar_keywords(node)
     if node.get("x-kubernetes-preserve-unknown-fields"):
         out["x-kubernetes-preserve-unknown-fields"] = True
     elif "properties" in node:
         out["properties"] = {
-            k: _with_exact_bounds(k, structural(v, definitions)) for k, v in node["properties"].items()
+            k: _replace_fractional_bounds(k, make_structural(v, definitions))
+            for k, v in node["properties"].items()
         }
     elif isinstance(node.get("additionalProperties"), dict):
-        out["additionalProperties"] = structural(node["additionalProperties"], definitions)
+        out["additionalProperties"] = make_structural(node["additionalProperties"], definitions)
     if "items" in node:
-        out["items"] = structural(node["items"], definitions)
+        out["items"] = make_structural(node["items"], definitions)
     if "x-list-map-keys" in node:
         out["x-kubernetes-list-type"] = "map"
         out["x-kubernetes-list-map-keys"] = node["x-list-map-keys"]
@@ -260,7 +263,7 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     return out
 
 
-def _with_exact_bounds(name: str, node: Schema) -> Schema:
+def _replace_fractional_bounds(name: str, node: Schema) -> Schema:
     """The node of field `name` with a rule in the place of bounds of which one has a fraction.
 
     The API server cuts the fraction of a bound off when it compares with an integer: it accepts 0 where the
@@ -314,15 +317,15 @@ def _paragraph(text: str) -> str:
     return " ".join(text.split())
 
 
-def schema_of(model: type[BaseModel]) -> Schema:
+def build_schema(model: type[BaseModel]) -> Schema:
     """The structural schema of one model."""
     raw = model.model_json_schema(by_alias=True, schema_generator=_WithRules)
-    return structural(raw, raw.get("$defs", {}))
+    return make_structural(raw, raw.get("$defs", {}))
 
 
 def spec_schema(model: type[BaseModel]) -> Schema:
     """The structural schema of a spec, or of a part of one. Descriptions end with the default."""
-    schema = schema_of(model)
+    schema = build_schema(model)
     _describe_defaults(schema)
     return schema
 
@@ -347,7 +350,7 @@ def build_crd(kind: Kind) -> Schema:
     spec_model, status_model = (
         cast(type[Model], kind.model.model_fields[part].annotation) for part in ("spec", "status")
     )
-    status = schema_of(status_model)
+    status = build_schema(status_model)
     status["properties"].pop("observedGeneration")
     status["properties"] = {
         "observedGeneration": {

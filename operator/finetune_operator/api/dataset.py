@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of rows, and how to prepare them.
+"""Dataset: sources of rows and how to prepare them.
+
+Sources of rows, and how to prepare them.
 
 Dataset: sources of rows and how to prepare them; independent of any model.
 """

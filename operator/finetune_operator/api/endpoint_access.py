@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetworkPolicy, disruption budget and topology spread of an endpoint.
+"""Access to an endpoint (gateway, NetworkPolicy), and its availability (PodDisruptionBudget, spread).
+
+NetworkPolicy, disruption budget and topology spread of an endpoint.
 
 Routing of an endpoint's requests by a gateway.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of trained models, and its gates: the same fields in FineTuneJob and Evaluation.
+"""Evaluation of trained models, as all kinds have it: settings, gates, scores and verdicts.
+
+Evaluation of trained models, and its gates: the same fields in FineTuneJob and Evaluation.
 
 Scores and verdicts of an evaluation, for the status of FineTuneJob, Evaluation and Checkpoint.
 """
@@ -34,7 +36,7 @@ from finetune_trainer.contract.evaluation import (
     PromptedFields,
 )
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, JUDGE, TASK
-from finetune_trainer.contract.vocabulary import SplitName, listed
+from finetune_trainer.contract.vocabulary import SplitName, join_names
 
 MAX_GATES: Final = 16
 
@@ -105,7 +107,7 @@ class Gate(Model):
         float | None,
         Field(
             description="Min gain of the tuned model over the model in `over`, inclusive; 0 requires a gain"
-            f" above 0. For {listed(LOWER_IS_BETTER)}, a lower value is a gain."
+            f" above 0. For {join_names(LOWER_IS_BETTER)}, a lower value is a gain."
         ),
     ] = None
     over: Annotated[
@@ -147,7 +149,7 @@ class EvaluationSettings(Model):
             "has(self.options) && has(self.options.pattern)"
             f" || !self.metrics.exists(metric, {is_one_of('metric', PATTERN_METRICS)})"
             f" && !self.gates.exists(gate, {is_one_of('gate.metric', PATTERN_METRICS)})",
-            f"{listed(PATTERN_METRICS)} needs a pattern: add options.pattern, or remove the metric",
+            f"{join_names(PATTERN_METRICS)} needs a pattern: add options.pattern, or remove the metric",
         ),
         CELRule(
             "!has(self.prompted) || self.compare.exists(model, model == 'Prompted')"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules and descriptions of fields that hold metrics, from the contract's table.
+"""Metrics of an evaluation: fields that hold a metric, and metrics that users define.
+
+Rules and descriptions of fields that hold metrics, from the contract's table.
 
 Metrics that users define: Python functions, judges, and tasks of general ability. Their names in gates are
 custom/NAME, judge/NAME and task/NAME.
@@ -38,7 +40,7 @@ from finetune_trainer.contract.own_metrics import (
     EvaluationTaskFields,
     JudgeFields,
 )
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 
 OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
 LOWER_IS_BETTER: Final = metrics_where(lambda info: info.lower_is_better)
@@ -53,10 +55,10 @@ def is_in_family(expression: str, families: Iterable[str]) -> str:
 
 
 FRACTION_ADVICE: Final = (
-    f"bounds are fractions between 0 and 1, except of {listed(OTHER_METRICS)}: write 0.8 for 80 %"
+    f"bounds are fractions between 0 and 1, except of {join_names(OTHER_METRICS)}: write 0.8 for 80 %"
 )
 UNBOUNDED_FAMILIES: Final = tuple(family for family, info in FAMILIES.items() if not info.is_fraction)
-NAMED_METRICS: Final = listed(tuple(f"{family}/NAME" for family in FAMILIES), "or")
+NAMED_METRICS: Final = join_names(tuple(f"{family}/NAME" for family in FAMILIES), "or")
 DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."
 
 MetricName = Annotated[
@@ -68,7 +70,8 @@ MetricName = Annotated[
             "x-kubernetes-validations": [
                 {
                     "rule": f"{is_one_of('self', tuple(METRICS))} || {is_in_family('self', FAMILIES)}",
-                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}, or {NAMED_METRICS}",
+                    "message": "unknown metric: write"
+                    f" {join_names(tuple(METRICS), 'or')}, or {NAMED_METRICS}",
                 }
             ]
         },
@@ -94,7 +97,7 @@ CONFIG_MAP_KEY: Final = r"^[-._a-zA-Z0-9]+$"
 FUNCTION: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-def own_name(description: str, example: str) -> Any:
+def custom_name_field(description: str, example: str) -> Any:
     """The field of the name that the user gives a metric of a family, such as `custom/NAME`."""
     return Field(
         min_length=1,
@@ -131,7 +134,9 @@ class ConfigMapKey(Model):
 class CustomMetric(Model):
     """A Python function that rates an answer. Its metric is `custom/` and the name."""
 
-    name: Annotated[str, own_name("Name of the metric. Results and gates call it custom/NAME.", "tone")]
+    name: Annotated[
+        str, custom_name_field("Name of the metric. Results and gates call it custom/NAME.", "tone")
+    ]
     config_map_ref: Annotated[
         ConfigMapKey,
         Field(
@@ -163,7 +168,7 @@ class EvaluationTask(EvaluationTaskFields, Model):
     """A task of lm-evaluation-harness. Its metric is `task/` and the name."""
 
     name: Annotated[
-        str, own_name("Name of the task. Results and gates call its metric task/NAME.", "science")
+        str, custom_name_field("Name of the task. Results and gates call its metric task/NAME.", "science")
     ]
     config_map_ref: Annotated[
         ConfigMapKey,
@@ -197,7 +202,7 @@ class Judge(JudgeFields, Model):
     )
 
     name: Annotated[
-        str, own_name(f"Name of the judge. Results and gates call its metric {JUDGE}/NAME.", "tone")
+        str, custom_name_field(f"Name of the judge. Results and gates call its metric {JUDGE}/NAME.", "tone")
     ]
     endpoint: Annotated[
         str | None,

@@ -26,7 +26,7 @@ from finetune_operator.api.references import BaseModelReference, DatasetReferenc
 from finetune_operator.api.training import ChatTemplateKwargs, Hyperparameters, Method, RequestedLearningCurve
 from finetune_trainer.contract.hyperparameters import OnLongRows
 from finetune_trainer.contract.method import PAIRS, objectives_where
-from finetune_trainer.contract.vocabulary import DataFormat, listed
+from finetune_trainer.contract.vocabulary import DataFormat, join_names
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
@@ -270,9 +270,9 @@ class FineTuneJobSpec(_FineTuneJobFields):
             " || has(self.evaluation.dataset)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
-            f"{listed(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
+            f"{join_names(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
             f" evaluation.metrics and evaluation.gates, choose method.objective"
-            f" {listed(PAIRED_OBJECTIVES, 'or')}, or name a Dataset with pairs in evaluation.dataset",
+            f" {join_names(PAIRED_OBJECTIVES, 'or')}, or name a Dataset with pairs in evaluation.dataset",
             "evaluation",
         ),
         CELRule(

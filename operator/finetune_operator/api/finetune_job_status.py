@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice of the operator for later runs.
+"""Status of a FineTuneJob: progress, prediction, results, columns, advice.
+
+Advice of the operator for later runs.
 
 Rows that a run leaves out.
 

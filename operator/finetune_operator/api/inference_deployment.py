@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status of an InferenceDeployment.
+"""InferenceDeployment: spec and status of an endpoint.
+
+Status of an InferenceDeployment.
 
 InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints.
 """
@@ -34,11 +36,11 @@ from finetune_operator.api.meta import (
     is_one_of,
     name_rules,
 )
-from finetune_operator.api.references import BASE_MODEL_SCHEME_RULE, REVISION_RULE, source_of
+from finetune_operator.api.references import BASE_MODEL_SCHEME_RULE, REVISION_RULE, join_revision
 from finetune_operator.api.rollout_analysis import RevisionAnalysis
 from finetune_operator.api.rollout_strategy import RolloutDecisionFields, Strategy
 from finetune_operator.api.serving import Serving
-from finetune_trainer.contract.vocabulary import CheckpointType, listed
+from finetune_trainer.contract.vocabulary import CheckpointType, join_names
 
 MAX_REVISIONS: Final = 10
 MAX_HISTORY_MODELS: Final = 64
@@ -289,7 +291,7 @@ class ServedBaseModel(Model):
     @property
     def source(self) -> str:
         """The uri, with the requested revision after @."""
-        return source_of(self.uri, self.revision)
+        return join_revision(self.uri, self.revision)
 
 
 class MinScore(Model):
@@ -303,7 +305,8 @@ class MinScore(Model):
         ),
         CELRule(
             is_none_of("self.metric", LOWER_IS_BETTER),
-            f"minScores.metric cannot be {listed(LOWER_IS_BETTER, 'or')}, because a lower value is better and"
+            f"minScores.metric cannot be {join_names(LOWER_IS_BETTER, 'or')}, because a lower value is "
+            "better and"
             f" min would refuse good models: use {HIGHER_IS_BETTER[0]} here, and max in a gate of the run",
             "metric",
         ),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of all kinds: base class, metadata, conditions, and the markers that the CRD generator reads.
+"""Base of all API types: wire form, metadata, conditions, markers and CEL rules.
+
+Parts of all kinds: base class, metadata, conditions, and the markers that the CRD generator reads.
 
 CEL expressions over lists of names.
 
@@ -354,7 +356,7 @@ def keep_unknown(model: type[Model], live: Mapping[str, Any], new: Mapping[str, 
     aliases = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     kept = {key: value for key, value in live.items() if key not in aliases}
     for key, annotation in aliases.items():
-        part = _model_in(annotation)
+        part = _find_model(annotation)
         if key in new:
             kept[key] = new[key] if part is None else _keep(part, live.get(key), new[key])
         elif part is annotation and part is not None:
@@ -368,12 +370,12 @@ def _keep(model: type[Model], live: Any, new: Any) -> Any:
     if isinstance(new, dict) and isinstance(live, dict):
         return keep_unknown(model, live, new)
     if isinstance(new, list | tuple) and isinstance(live, list | tuple):
-        identity = identity_of(model)
+        identity = find_identity(model)
         return [keep_unknown(model, _find_same_item(identity, item, live), item) for item in new]
     return new
 
 
-def identity_of(model: type[Model]) -> tuple[str, ...]:
+def find_identity(model: type[Model]) -> tuple[str, ...]:
     """Fields that identify an item in a list of this model; empty if a list is always written as a whole."""
     required = {name for name, field in model.model_fields.items() if field.is_required()}
     return next((names for names in IDENTITIES if required.issuperset(names)), ())
@@ -388,10 +390,10 @@ def _find_same_item(
     return next((each for each in among if all(each.get(name) == item.get(name) for name in identity)), {})
 
 
-def _model_in(annotation: Any) -> type[Model] | None:
+def _find_model(annotation: Any) -> type[Model] | None:
     """The model of a field that holds one, or a tuple of them; None for every other field."""
     if isinstance(annotation, type) and issubclass(annotation, Model):
         return annotation
     if get_origin(annotation) in {Annotated, Union, types.UnionType, tuple}:
-        return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
+        return next((found for arg in get_args(annotation) if (found := _find_model(arg)) is not None), None)
     return None

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU, memory and storage of pods.
+"""Resources of pods: CPU, memory, storage, and devices with what one of them can do.
+
+CPU, memory and storage of pods.
 
 Devices of a ComputeProfile: what pods request, and what one device can do.
 """

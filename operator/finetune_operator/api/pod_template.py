@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Affinity of pods to nodes and to other pods, in the form of v1.Affinity.
+"""Size and placement of pods: the entries of `pods` of a ComputeProfile, with affinity.
+
+Affinity of pods to nodes and to other pods, in the form of v1.Affinity.
 
 Without `matchFields` and selectors by expressions of other pods. The schema of a pod's affinity is closed, so
 that the API server refuses a mistake in the profile and not in each Job.
@@ -27,7 +29,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.pod_resources import LabelValue, PodResources, Quantity
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 
 LabelKey = Annotated[
     str,
@@ -369,14 +371,16 @@ class PodTemplate(Model):
         ),
         CELRule(
             "!has(self.resources) || (size(self.stages) > 0 && !('cpu' in self.stages))",
-            f"resources are the size of a stage: name in stages which of {listed(SIZED_STAGES)} it is for;"
+            f"resources are the size of a stage: name in stages which of {join_names(SIZED_STAGES)} it is "
+            "for;"
             " cpu and an entry without stages are pods of different sizes",
             "resources",
         ),
         CELRule(
             "!has(self.sharedMemory) || size(self.stages) == 0"
             f" || self.stages.exists(stage, {is_one_of('stage', DEVICE_STAGES)})",
-            f"sharedMemory is for pods with devices: name {listed(DEVICE_STAGES, 'or')} in stages, or remove"
+            f"sharedMemory is for pods with devices: name {join_names(DEVICE_STAGES, 'or')} in stages, or "
+            "remove"
             " sharedMemory",
             "sharedMemory",
         ),
@@ -503,7 +507,7 @@ class PodTemplate(Model):
     ] = None
 
 
-def merged(entries: Iterable[PodTemplate], names: Collection[PodStage]) -> PodTemplate:
+def merge_entries(entries: Iterable[PodTemplate], names: Collection[PodStage]) -> PodTemplate:
     """The entries for pods with any of these names as one.
 
     Maps are merged by key, variables and other named items by name; further items of lists are appended.
@@ -513,12 +517,12 @@ def merged(entries: Iterable[PodTemplate], names: Collection[PodStage]) -> PodTe
     for entry in entries:
         if not entry.stages or not set(entry.stages).isdisjoint(names):
             fields = PodTemplate.model_fields.keys() - {"stages"}
-            values = {name: _joined(getattr(together, name), getattr(entry, name)) for name in fields}
+            values = {name: _join_values(getattr(together, name), getattr(entry, name)) for name in fields}
             together = together.model_copy(update=values)
     return together
 
 
-def _joined(before: Any, after: Any) -> Any:
+def _join_values(before: Any, after: Any) -> Any:
     if isinstance(after, dict):
         return {**before, **after}
     if isinstance(after, tuple):

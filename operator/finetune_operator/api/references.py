@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference to a Dataset.
+"""References in specs: to a Dataset, to a store, to a base model.
+
+Reference to a Dataset.
 
 Reference to the store.
 
@@ -144,7 +146,7 @@ class ChampionReference(Model):
     ] = None
 
 
-def source_of(uri: str, revision: str | None) -> str:
+def join_revision(uri: str, revision: str | None) -> str:
     """Uri of a base model, with its revision after @."""
     return uri if revision is None else f"{uri}@{revision}"
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Prometheus as a source of an analysis: queries of the user whose values gates can bound.
+"""Analysis of a rollout: gates, probes and Prometheus queries, and its result.
+
+A Prometheus as a source of an analysis: queries of the user whose values gates can bound.
 
 Analysis of a rollout: gates on what the pods of a new revision measure and answer.
 """
@@ -8,7 +10,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.evaluation_metrics import own_name
+from finetune_operator.api.evaluation_metrics import custom_name_field
 from finetune_operator.api.meta import (
     HTTP_URL,
     CELRule,
@@ -37,7 +39,7 @@ from finetune_trainer.contract.analysis import (
     PrometheusQueryFields,
     placeholder,
 )
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 
 IS_QUERIED: Final = f"self.metric.startsWith('{PROMETHEUS}/')"
 """CEL expression of a gate: its metric is the value of a query."""
@@ -58,7 +60,10 @@ class PrometheusQuery(PrometheusQueryFields, Model):
     )
 
     name: Annotated[
-        str, own_name(f"Name of the query. Gates and figures call its metric {PROMETHEUS}/NAME.", "refusals")
+        str,
+        custom_name_field(
+            f"Name of the query. Gates and figures call its metric {PROMETHEUS}/NAME.", "refusals"
+        ),
     ]
 
 
@@ -150,12 +155,13 @@ class AnalysisGate(AnalysisGateFields, Model):
         CELRule(
             f"{is_none_of('self.metric', ANSWER_METRICS)}"
             " || !has(self.max) && !has(self.maxIncrease) && !has(self.maxRatio) && !has(self.quantile)",
-            f"{listed(ANSWER_METRICS)} have lower bounds: use min or maxDecrease",
+            f"{join_names(ANSWER_METRICS)} have lower bounds: use min or maxDecrease",
         ),
         CELRule(
             f"!has(self.min) && !has(self.maxDecrease) || {IS_QUERIED}"
             f" || {is_one_of('self.metric', ANSWER_METRICS)}",
-            f"min and maxDecrease are for {listed((*ANSWER_METRICS, QUERY_METRIC))}: use max, maxIncrease or"
+            f"min and maxDecrease are for {join_names((*ANSWER_METRICS, QUERY_METRIC))}: use max, "
+            "maxIncrease or"
             " maxRatio",
         ),
         CELRule(
@@ -178,7 +184,7 @@ class AnalysisGate(AnalysisGateFields, Model):
         CELRule(
             f"{is_none_of('self.metric', SHARES)} || (!has(self.max) || self.max <= 1.0)"
             " && (!has(self.maxIncrease) || self.maxIncrease <= 1.0)",
-            f"{listed(SHARES)} are shares between 0 and 1: write 5 % as 0.05",
+            f"{join_names(SHARES)} are shares between 0 and 1: write 5 % as 0.05",
         ),
         CELRule(
             f"{IS_QUERIED} || (!has(self.min) || self.min <= 1.0)"
@@ -198,7 +204,8 @@ class AnalysisGate(AnalysisGateFields, Model):
                     {
                         "rule": f"{is_one_of('self', ANALYSIS_METRICS)} || self.startsWith('{PROMETHEUS}/')",
                         "message": "unknown metric of a rollout: write"
-                        f" {listed((*ANALYSIS_METRICS, QUERY_METRIC), 'or')}. Other metrics of an evaluation"
+                        f" {join_names((*ANALYSIS_METRICS, QUERY_METRIC), 'or')}. Other metrics of an "
+                        "evaluation"
                         " need more than the texts of a row, or PyTorch",
                     }
                 ]
@@ -252,7 +259,7 @@ class RolloutAnalysis(AnalysisFields, Model):
         ),
         CELRule(
             f"has(self.probe) || !self.gates.exists(gate, {is_one_of('gate.metric', ANSWER_METRICS)})",
-            f"a gate on {listed(ANSWER_METRICS, 'or')} needs answers: add probe, for example"
+            f"a gate on {join_names(ANSWER_METRICS, 'or')} needs answers: add probe, for example"
             " probe: {requests: 200}",
         ),
         *QUERY_RULES,

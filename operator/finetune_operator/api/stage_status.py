@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device time of stages: requested, used and lost, and its price.
+"""Status of stages: times, device time used and lost, cost, and retries.
+
+Device time of stages: requested, used and lost, and its price.
 
 Status of retries. They succeed once the store or its credentials are repaired.
 """

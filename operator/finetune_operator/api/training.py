@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments for the chat template. The values are JSON scalars, which a structural schema cannot express.
+"""How a run trains: chat template arguments, hyperparameters, method and adapter, learning curve.
+
+Arguments for the chat template. The values are JSON scalars, which a structural schema cannot express.
 
 Requested and used hyperparameters of a run. The contract declares their fields.
 
@@ -36,7 +38,7 @@ from finetune_trainer.contract.method import (
     types_of,
     types_where,
 )
-from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, listed
+from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, join_names
 
 MAX_ARGUMENTS: Final = 16
 MAX_CHARACTERS: Final = 1024
@@ -113,9 +115,9 @@ class Preference(PreferenceFields, Model):
     """Settings of DPO, KTO and ORPO, named as in TRL. Default: the defaults of its fields."""
 
 
-def _rules_of_words() -> Iterator[CELRule]:
+def _build_word_rules() -> Iterator[CELRule]:
     """One rule per word in the wrong field, and one per field for all other words."""
-    types, objectives = listed(tuple(TYPES), "or"), listed(tuple(OBJECTIVES), "or")
+    types, objectives = join_names(tuple(TYPES), "or"), join_names(tuple(OBJECTIVES), "or")
     for word in OBJECTIVES:
         yield CELRule(
             f"self.type != '{word}'",
@@ -138,15 +140,15 @@ def _rules_of_words() -> Iterator[CELRule]:
     )
 
 
-def _rules_of_pairs() -> Iterator[CELRule]:
+def _build_pair_rules() -> Iterator[CELRule]:
     """One rule per objective that the trainer does not have with every type."""
     for objective in OBJECTIVES:
         absent = tuple(type_ for type_ in TYPES if type_ not in types_of(objective))
         if absent:
             yield CELRule(
                 f"self.objective != '{objective}' || {is_none_of('self.type', absent)}",
-                f"method.objective: {objective} with method.type {listed(absent, 'or')} is not in this"
-                f" release: set method.type: {listed(types_of(objective), 'or')}",
+                f"method.objective: {objective} with method.type {join_names(absent, 'or')} is not in this"
+                f" release: set method.type: {join_names(types_of(objective), 'or')}",
                 "type",
             )
 
@@ -155,25 +157,25 @@ class Method(Model):
     """Training method and its settings."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
-        *_rules_of_words(),
-        *_rules_of_pairs(),
+        *_build_word_rules(),
+        *_build_pair_rules(),
         CELRule(
             f"!has(self.lora) || {is_none_of('self.type', TYPES_WITHOUT_ADAPTER)}",
-            f"method.lora has no effect with type: {listed(TYPES_WITHOUT_ADAPTER, 'or')}; remove it or"
+            f"method.lora has no effect with type: {join_names(TYPES_WITHOUT_ADAPTER, 'or')}; remove it or"
             f" choose type: {DEFAULT_TYPE}",
             "lora",
         ),
         CELRule(
             f"!has(self.preference) || {is_one_of('self.objective', PREFERENCE_OBJECTIVES)}",
             "method.preference is for preference data; remove it or choose objective:"
-            f" {listed(PREFERENCE_OBJECTIVES, 'or')}",
+            f" {join_names(PREFERENCE_OBJECTIVES, 'or')}",
             "preference",
         ),
         CELRule(
             f"!has(self.preference) || {is_one_of('self.objective', LABEL_OBJECTIVES)}"
             " || !has(self.preference.desirableWeight) && !has(self.preference.undesirableWeight)",
             "preference.desirableWeight and preference.undesirableWeight weight rows with a label; remove"
-            f" them or choose objective: {listed(LABEL_OBJECTIVES, 'or')}",
+            f" them or choose objective: {join_names(LABEL_OBJECTIVES, 'or')}",
             "preference",
         ),
     )

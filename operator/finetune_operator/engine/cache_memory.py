@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bound of the memory that the cached objects of one namespace need.
+"""Memory of cached objects: its bound per namespace, and compression of settled objects.
+
+A bound of the memory that the cached objects of one namespace need.
 
 Whoever may create objects in a namespace decides how many there are and how large. Without a bound, one
 namespace can use up the memory of the process, which serves all.
@@ -30,7 +32,7 @@ class NamespaceBound:
     Objects without a namespace are not counted, because only administrators create them.
 
     Args:
-        limit_bytes: memory per namespace, as `footprint` estimates it.
+        limit_bytes: memory per namespace, as `estimate_bytes` estimates it.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -87,16 +89,16 @@ class NamespaceBound:
             logger.info("all objects of namespace %s are read again", namespace)
 
 
-def footprint(value: Any) -> int:
+def estimate_bytes(value: Any) -> int:
     """Approximate bytes of memory of a JSON value, or of a packed object.
 
     Names of fields are not counted, because objects share them. Values that objects share count for each.
     """
     size = sys.getsizeof(value)
     if isinstance(value, dict):
-        return size + sum(map(footprint, value.values()))
+        return size + sum(map(estimate_bytes, value.values()))
     if isinstance(value, list):
-        return size + sum(map(footprint, value))
+        return size + sum(map(estimate_bytes, value))
     return size
 
 
@@ -107,7 +109,7 @@ MAX_SHARED_LENGTH: Final = 80
 """Max characters of a string that is shared between objects. Longer strings seldom occur twice."""
 
 
-class PackingPolicy(NamedTuple):
+class CompressionPolicy(NamedTuple):
     """Which objects are settled: they are seldom read, so they are stored packed.
 
     Attributes:
@@ -119,10 +121,10 @@ class PackingPolicy(NamedTuple):
     note: Callable[[Manifest], str] = lambda _: ""
 
 
-NEVER: Final = PackingPolicy()
+NEVER_COMPRESSED: Final = CompressionPolicy()
 
 
-class Packer:
+class Compressor:
     """Packs objects of one type.
 
     Objects of a type are similar. The first one is the compression dictionary of all, so equal parts take
@@ -157,7 +159,7 @@ class StoredObject:
         self.state = state
         self.note = note
         self.size = size
-        """Bytes of memory of the state, by `footprint`."""
+        """Bytes of memory of the state, by `estimate_bytes`."""
 
 
 class StoredObjects(Mapping[str, Manifest]):
@@ -177,7 +179,7 @@ class StoredObjects(Mapping[str, Manifest]):
         return len(self._stored)
 
 
-class Unsettled(Iterable[Manifest]):
+class UncompressedObjects(Iterable[Manifest]):
     """The stored objects that are not packed. Can be iterated repeatedly."""
 
     def __init__(self, stored: Callable[[], Iterable[StoredObject]]) -> None:
@@ -189,10 +191,10 @@ class Unsettled(Iterable[Manifest]):
                 yield each.state
 
 
-def compact(value: Any) -> Any:
+def intern_strings(value: Any) -> Any:
     """A copy that shares its strings with all other objects: field names, uids, times."""
     if isinstance(value, dict):
-        return {sys.intern(key): compact(inner) for key, inner in value.items()}
+        return {sys.intern(key): intern_strings(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [compact(inner) for inner in value]
+        return [intern_strings(inner) for inner in value]
     return sys.intern(value) if isinstance(value, str) and len(value) <= MAX_SHARED_LENGTH else value

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP requests to the API server: address, authentication, count, and the errors of failures.
+"""Client of the API server: connection, requests and verbs.
+
+HTTP requests to the API server: address, authentication, count, and the errors of failures.
 
 Client of the API server: its verbs, on plain dicts. Each failure is one of three errors.
 """
@@ -65,12 +67,12 @@ async def load_configuration(kubeconfig: Path | None = None) -> Configuration:
     # Every watch uses a connection: with 25 namespaces, the default of 100 leaves none for requests.
     configuration.connection_pool_maxsize = UNLIMITED
     # Otherwise aiohttp reads proxies from the environment and ~/.netrc for each request, in a thread.
-    configuration.proxy = configuration.proxy or proxy_of(configuration.host)
+    configuration.proxy = configuration.proxy or find_proxy(configuration.host)
     configuration.client_session_kwargs = {"trust_env": False}
     return configuration
 
 
-def proxy_of(server: str) -> str | None:
+def find_proxy(server: str) -> str | None:
     """The proxy for a URL by `HTTPS_PROXY` and `NO_PROXY`, or None."""
     parts = urlsplit(server)
     if parts.hostname is None or proxy_bypass(parts.hostname):
@@ -111,7 +113,7 @@ class Transport:
         """Send the request and return the response as JSON.
 
         Raises:
-            Conflict, Rejected, Unavailable: see `error_of`.
+            Conflict, Rejected, Unavailable: see `make_error`.
             NotActive: the fence refused a write.
             PageTooLarge: the response has more than `max_bytes`.
         """
@@ -146,7 +148,7 @@ class Transport:
         finally:
             self._on_request(request.verb, code)
         if response.status >= HTTPStatus.BAD_REQUEST:
-            raise error_of(response.status, response.headers.get("Retry-After"), await response.read())
+            raise make_error(response.status, response.headers.get("Retry-After"), await response.read())
         return response
 
 
@@ -167,7 +169,7 @@ UNDECLARED: Final = "field not declared in schema"
 """Message of the API server for an apply of a field that the installed definition lacks."""
 
 
-def error_of(code: int, retry_after: str | None, body: bytes) -> ApiError:
+def make_error(code: int, retry_after: str | None, body: bytes) -> ApiError:
     """The error for a response.
 
     Args:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The response in place of an object of a type that the cluster lacks, or that the operator may not read.
+"""Answers of the API server instead of an object: errors, and refusals of optional types.
+
+The response in place of an object of a type that the cluster lacks, or that the operator may not read.
 
 Errors of requests to the API server. Callers reconcile again, report to the user, or wait.
 """

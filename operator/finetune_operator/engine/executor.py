@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detect from the cache whether an apply would change nothing.
+"""Execute a plan: creates, applies with a stamp, deletes, status, events.
+
+Detect from the cache whether an apply would change nothing.
 
 Kubernetes events, each posted at most once per hour.
 
@@ -19,7 +21,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, ApiError, Conflict, Gone, NameConflict, Rejected
 from finetune_operator.engine.resources import EVENT, ResourceType, controller_uid, version
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.plan import NEVER_OBSERVED, Apply, Create, Delete, Event, Manifest, Plan, without_empty
+from finetune_operator.plan import NEVER_OBSERVED, Apply, Create, Delete, Event, Manifest, Plan, drop_empty
 
 SELECTOR: Final = "selector"
 
@@ -256,7 +258,7 @@ class Executor:
         Raises:
             Conflict: the primary changed in the meantime; reconcile again.
         """
-        if without_empty(primary.get("status") or {}) == status:
+        if drop_empty(primary.get("status") or {}) == status:
             return primary
         metadata = primary["metadata"]
         identifying = ("name", "namespace", "uid", "resourceVersion")
@@ -310,7 +312,7 @@ class Executor:
     def _exists(self, create: Create) -> bool:
         """Whether the cache has the object to create, so that no request is needed."""
         cached = self._cached(create.manifest)
-        return cached is not None and _same(create, cached) and not _is_terminating(cached)
+        return cached is not None and _is_same(create, cached) and not _is_terminating(cached)
 
     def _satisfied(self, apply: Apply, primary: Manifest) -> bool:
         cached = self._cached(apply.manifest)
@@ -347,7 +349,7 @@ class Executor:
             self._accept(create, existing)
 
     def _accept(self, create: Create, existing: Manifest) -> None:
-        if not _same(create, existing):
+        if not _is_same(create, existing):
             raise NameConflict(existing)
         if _is_terminating(existing):
             raise Conflict(f"{existing['kind']} {existing['metadata']['name']} is still being deleted")
@@ -422,7 +424,7 @@ class Executor:
         return self._stores.get(self._cluster.types.of(manifest))
 
 
-def _same(create: Create, existing: Manifest) -> bool:
+def _is_same(create: Create, existing: Manifest) -> bool:
     trait = SAME[create.same]
     return trait(create.manifest) == trait(existing)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leader election by a `coordination.k8s.io` Lease, with the protocol of client-go.
+"""Which process is active: the Lease, its thread, and the Leases of other installations.
+
+Leader election by a `coordination.k8s.io` Lease, with the protocol of client-go.
 
 The Lease in a thread and an event loop of its own, so that a busy main loop does not delay renewals.
 
@@ -318,7 +320,7 @@ class LeaseThread:
         return self._clock() - self._last_heartbeat
 
 
-EVERYWHERE: Final = "*"
+ALL_NAMESPACES: Final = "*"
 RECHECK_SECONDS: Final = 30.0
 """Seconds between two checks by an active installation."""
 
@@ -328,7 +330,7 @@ LeaseName = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class InstallationMark:
     """Label and annotations of the ClusterRoleBinding of each installation.
 
     Attributes:
@@ -347,7 +349,7 @@ class Mark:
         namespace, _, name = annotations.get(self.lease, "").partition("/")
         if not (namespace and name):
             return None
-        watched = annotations.get(self.namespaces) or EVERYWHERE
+        watched = annotations.get(self.namespaces) or ALL_NAMESPACES
         return (namespace, name), frozenset(watched.split(","))
 
 
@@ -381,7 +383,7 @@ class Installations:
         namespace: str,
         name: str,
         *,
-        mark: Mark,
+        mark: InstallationMark,
         namespaces: Collection[str],
         patience_seconds: float,
         clock: Callable[[], float] = time.monotonic,
@@ -389,7 +391,7 @@ class Installations:
         self._cluster = cluster
         self._own = (namespace, name)
         self._mark = mark
-        self._watched = frozenset(namespaces) or frozenset({EVERYWHERE})
+        self._watched = frozenset(namespaces) or frozenset({ALL_NAMESPACES})
         self._patience_seconds = patience_seconds
         self._clock = clock
         self._renewals: dict[LeaseName, _Renewal] = {}
@@ -449,10 +451,10 @@ class Installations:
         for key in await self._overlapping():
             lease = await self._cluster.get(LEASE, *key)
             if lease is not None and self._is_live(key, lease):
-                live[key] = _acquired(lease)
+                live[key] = _read_acquire_time(lease)
         if live and is_active:
             lease = await self._cluster.get(LEASE, *self._own)
-            own = "" if lease is None else _acquired(lease)
+            own = "" if lease is None else _read_acquire_time(lease)
             live = {key: acquired for key, acquired in live.items() if (acquired, key) < (own, self._own)}
         return sorted(live)
 
@@ -476,9 +478,9 @@ class Installations:
         return last is not None and self._clock() - last.seen_at < self._patience_seconds
 
     def _overlaps(self, watched: frozenset[str]) -> bool:
-        return EVERYWHERE in watched | self._watched or bool(watched & self._watched)
+        return ALL_NAMESPACES in watched | self._watched or bool(watched & self._watched)
 
 
-def _acquired(lease: Manifest) -> str:
+def _read_acquire_time(lease: Manifest) -> str:
     """Time of the acquisition, as a `MicroTime`. Earlier times sort before later ones."""
     return str(lease["spec"].get("acquireTime") or "")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fair queues of keys and locks for them. Shares, such as namespaces, are served in rotation.
+"""The work queue: fair lanes, locks, back-off, and its workers.
+
+Fair queues of keys and locks for them. Shares, such as namespaces, are served in rotation.
 
 Work queue: each key at most once, one worker per key and per lock, with fairness, delays and back-off.
 
@@ -22,7 +24,7 @@ from finetune_operator.plan import Key
 K = TypeVar("K", bound=Hashable)
 
 
-class Lane(Generic[K]):
+class FairQueue(Generic[K]):
     """A first-in-first-out queue per share. `pop` takes from one share after the other.
 
     Every operation is O(1) in the number of keys and shares.
@@ -195,10 +197,10 @@ class WorkQueue(Generic[K]):
         self._lock = lock
         self._may_start = may_start
         self._postponed: dict[K, None] = {}
-        self._ready: Lane[K] = Lane()
-        self._idle: Lane[K] = Lane()
+        self._ready: FairQueue[K] = FairQueue()
+        self._idle: FairQueue[K] = FairQueue()
         self._locks: LockTable[K] = LockTable()
-        self._waiting: dict[K, Lane[K]] = {}
+        self._waiting: dict[K, FairQueue[K]] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._active: dict[K, float | None] = {}
         self._failures: dict[K, tuple[int, float]] = {}
@@ -361,7 +363,7 @@ class WorkQueue(Generic[K]):
             self._waiting[key] = self._ready
             self._locks.hurry(key)
 
-    def _push(self, key: K, lane: Lane[K]) -> None:
+    def _push(self, key: K, lane: FairQueue[K]) -> None:
         self._waiting[key] = lane
         lane.push(self._share(key), key)
         self._available.set()

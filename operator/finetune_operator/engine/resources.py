@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of objects, and their URL paths in the API.
+"""Objects of the Kubernetes API: their types, URL paths and metadata.
+
+Types of objects, and their URL paths in the API.
 
 Accessors for the metadata of objects of any type.
 """
@@ -122,7 +124,7 @@ def controller_uid(obj: Manifest) -> str:
     return uid
 
 
-def applied_whole(obj: Manifest, manager: str) -> frozenset[str]:
+def find_wholly_applied_fields(obj: Manifest, manager: str) -> frozenset[str]:
     """Names of the fields of the spec that the manager applied as a whole, and no other manager has changed.
 
     The API server owns no fields, so such a field differs from the applied one only by defaults.
@@ -134,7 +136,7 @@ def applied_whole(obj: Manifest, manager: str) -> frozenset[str]:
     return frozenset(name.removeprefix("f:") for name, parts in fields.items() if not parts)
 
 
-def without_field_names(obj: Manifest, *, keep_managers: bool) -> Manifest:
+def drop_field_names(obj: Manifest, *, keep_managers: bool) -> Manifest:
     """A copy of the object without `managedFields`, or with only the names of the managers."""
     metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
     if keep_managers:

@@ -9,17 +9,17 @@ from typing import Any, Final
 
 from finetune_operator.engine.cache_memory import (
     MEBIBYTE,
-    NEVER,
+    NEVER_COMPRESSED,
+    CompressionPolicy,
+    Compressor,
     NamespaceBound,
-    Packer,
-    PackingPolicy,
     StoredObject,
     StoredObjects,
-    Unsettled,
-    compact,
-    footprint,
+    UncompressedObjects,
+    estimate_bytes,
+    intern_strings,
 )
-from finetune_operator.engine.resources import version, without_field_names
+from finetune_operator.engine.resources import drop_field_names, version
 from finetune_operator.plan import Manifest
 
 MAX_TOMBSTONES: Final = 10_000
@@ -66,7 +66,7 @@ class ObjectStore:
         self,
         indexers: Mapping[str, Indexer] | None = None,
         transform: Transform = lambda obj: obj,
-        settled: PackingPolicy = NEVER,
+        settled: CompressionPolicy = NEVER_COMPRESSED,
         *,
         keep_managers: bool = False,
         bound: NamespaceBound | None = None,
@@ -79,7 +79,7 @@ class ObjectStore:
         self._transform = transform
         self._settled = settled
         self._keep_managers = keep_managers
-        self._packer = Packer()
+        self._packer = Compressor()
         self._unpacked: OrderedDict[Address, tuple[int, Manifest]] = OrderedDict()
         self._indexes: dict[str, dict[str, dict[str, StoredObject]]] = {name: {} for name in self._indexers}
         self._deleted: OrderedDict[str, int] = OrderedDict()
@@ -105,7 +105,7 @@ class ObjectStore:
     @property
     def unsettled(self) -> Iterable[Manifest]:
         """The objects that are not settled."""
-        return Unsettled(self._all)
+        return UncompressedObjects(self._all)
 
     def notes(self) -> Counter[tuple[str, str]]:
         """Number of settled objects per namespace and note."""
@@ -196,10 +196,10 @@ class ObjectStore:
             self._former.discard(held.uid)
             if held.uid != metadata["uid"]:
                 self._bury(held.uid, held.version)
-        obj = self._transform(without_field_names(obj, keep_managers=self._keep_managers))
+        obj = self._transform(drop_field_names(obj, keep_managers=self._keep_managers))
         if not self._settled.is_settled(obj):
             # A settled object is packed, and shares nothing.
-            obj = compact(obj)
+            obj = intern_strings(obj)
         new = self._stored(obj)
         if not self._bound.admits(namespace, new.size, held.size if held is not None else 0):
             self._leave_out(namespace, new.uid)
@@ -287,7 +287,7 @@ class ObjectStore:
     def _stored(self, obj: Manifest) -> StoredObject:
         state = self._packer.pack(obj) if self._settled.is_settled(obj) else obj
         note = sys.intern(self._settled.note(obj))
-        return StoredObject(obj["metadata"]["uid"], version(obj), state, note, footprint(state))
+        return StoredObject(obj["metadata"]["uid"], version(obj), state, note, estimate_bytes(state))
 
     def _leave_out(self, namespace: str, uid: str) -> None:
         if uid not in self._left_out:

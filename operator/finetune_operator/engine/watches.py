@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of the watches: when each was last alive, and which namespaces have complete first lists.
+"""Lists and watches that keep the stores current, and their state.
+
+State of the watches: when each was last alive, and which namespaces have complete first lists.
 
 A frozen watch shows no error: only the time since its last event reveals it. A watch that is refused is not
 frozen: it gets responses, and needs a right.
@@ -166,7 +168,7 @@ BATCH_SIZE: Final = 10
 """Number of objects after which the list yields to the event loop: a few milliseconds of work."""
 
 
-class Listed(NamedTuple):
+class ListResult(NamedTuple):
     """Result of a list."""
 
     resource_version: str
@@ -175,13 +177,13 @@ class Listed(NamedTuple):
     """Number of changes that the store did not know before the list."""
 
 
-async def take_list(
+async def read_list(
     cluster: KubernetesClient,
     store: ObjectStore,
     type_: ResourceType,
     namespace: str = "",
     selector: str = "",
-) -> Listed:
+) -> ListResult:
     """Make the store equal to the objects that exist.
 
     A list from a restored etcd begins a new epoch of the store.
@@ -210,7 +212,7 @@ async def take_list(
             if number % BATCH_SIZE == 0:
                 # Parsing, indexing and packing a whole page would hold up the rest of the process.
                 await asyncio.sleep(0)
-    return Listed(resource_version, missed + store.prune(uids, resource_version, namespace))
+    return ListResult(resource_version, missed + store.prune(uids, resource_version, namespace))
 
 
 def _is_of_another_epoch(store: ObjectStore, page: list[Manifest], listed_at: int, seen_before: int) -> bool:
@@ -279,7 +281,7 @@ class Reflector:
                 wait = min(MAX_WAIT_SECONDS, wait * 2)
 
     async def _list(self) -> None:
-        listed = await take_list(self._cluster, self._store, self._type, self._namespace, self._selector)
+        listed = await read_list(self._cluster, self._store, self._type, self._namespace, self._selector)
         self._resource_version = listed.resource_version
         self._is_broken = False
         self._watches.synced(self.name)
@@ -377,7 +379,7 @@ class Sweeper:
         """
         while self._watches.is_known(self.name):
             try:
-                await take_list(self._cluster, self._store, self._type, self._namespace)
+                await read_list(self._cluster, self._store, self._type, self._namespace)
             except ApiError as error:
                 logger.warning("%s; the first pass waits for this list", self._explained(error))
                 if isinstance(error, Rejected) and error.code != HTTPStatus.GONE:
@@ -388,7 +390,7 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         self._requested.clear()
-        listed = await take_list(self._cluster, self._store, self._type, self._namespace)
+        listed = await read_list(self._cluster, self._store, self._type, self._namespace)
         if listed.missed == 0 or not self._watches.is_known(self.name):
             self._watches.synced(self.name)
         else:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engine generates the answers of an evaluation: that of the ComputeProfile, if it loads all models.
+"""The serving engine that generates the answers of an evaluation: its choice, its servers, its containers.
+
+Which engine generates the answers of an evaluation: that of the ComputeProfile, if it loads all models.
 
 The servers of an engine for the subjects of an evaluation: one per base model or whole model.
 
@@ -50,7 +52,7 @@ class AnsweringModel:
     """Properties of an adapter; None of a whole model."""
 
 
-def answer_engine(
+def choose_answer_engine(
     profile: ComputeProfile, models: Sequence[AnsweringModel], arguments: tuple[str, ...] = ()
 ) -> AnswerEngine | None:
     """The engine of the profile, or why the trainer answers in its place.
@@ -163,7 +165,7 @@ ANSWER_CONTAINERS: Final = (PROMPTS_CONTAINER, ANSWERS_CONTAINER)
 """Init containers of a stage, in their order."""
 ENDED_BY_SIGTERM: Final = (ExitCode.PREEMPTED_SAVED, 128 + signal.SIGTERM)
 """Exit codes of these containers after SIGTERM. The next pod answers again what is not measured."""
-MOUNT: Final[Manifest] = {"name": "answers", "mountPath": ANSWERS_MOUNT}
+ANSWERS_VOLUME_MOUNT: Final[Manifest] = {"name": "answers", "mountPath": ANSWERS_MOUNT}
 
 
 def separate_engine(config: object) -> AnswerEngine | None:
@@ -172,7 +174,7 @@ def separate_engine(config: object) -> AnswerEngine | None:
     return engine if engine is not None and engine.is_separate else None
 
 
-def with_answers(
+def add_answer_containers(
     pod: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int, sizing: PodSizing
 ) -> Manifest:
     """The pod of the trainer, with the containers that run before it and the volume that they share.
@@ -183,7 +185,10 @@ def with_answers(
     if engine is None:
         return pod
     (trainer,) = pod["containers"]
-    reading = {**trainer, "volumeMounts": [*trainer["volumeMounts"], {**MOUNT, "readOnly": True}]}
+    reading = {
+        **trainer,
+        "volumeMounts": [*trainer["volumeMounts"], {**ANSWERS_VOLUME_MOUNT, "readOnly": True}],
+    }
     return {
         **pod,
         "initContainers": [
@@ -212,7 +217,7 @@ def _prompts(trainer: Manifest, config: EvaluateConfig) -> Manifest:
         "name": PROMPTS_CONTAINER,
         "env": [config_variable(prompts), *environment],
         "resources": resources,
-        "volumeMounts": [*trainer["volumeMounts"], MOUNT],
+        "volumeMounts": [*trainer["volumeMounts"], ANSWERS_VOLUME_MOUNT],
     }
 
 
@@ -242,6 +247,6 @@ def _answers(
         "volumeMounts": [
             {"name": "store", "mountPath": STORE_MOUNT, "readOnly": True},
             *shared,
-            MOUNT,
+            ANSWERS_VOLUME_MOUNT,
         ],
     }

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builders of the configs of evaluate and score, for runs and for Evaluations.
+"""The config of each stage, from the API's types.
+
+Builders of the configs of evaluate and score, for runs and for Evaluations.
 
 Builders of the config of each stage, from the API's types.
 """
@@ -18,8 +20,8 @@ from finetune_operator.api.finetune_job import FineTuneJobSpec
 from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.training import Method, ResolvedHyperparameters
-from finetune_operator.manifests.answer_engine import AnsweringModel, answer_engine
-from finetune_operator.manifests.own_metrics import mounted_metrics, mounted_tasks
+from finetune_operator.manifests.answer_engine import AnsweringModel, choose_answer_engine
+from finetune_operator.manifests.own_metrics import mount_metrics, mount_tasks
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.manifests.volumes import parse_source, secret_mount
 from finetune_operator.manifests.weights import EvaluatedWeights
@@ -108,7 +110,7 @@ def evaluate_config(
         live_adapter: properties of its adapter; None if they are not recorded.
         profile: ComputeProfile of the stage, whose engine generates the answers.
     """
-    subjects = subjects_of(evaluation)
+    subjects = select_subjects(evaluation)
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
@@ -122,7 +124,7 @@ def evaluate_config(
         quantized_base=weights.quantized_base,
         split=data.split,
         chat_template_kwargs=weights.chat_template_kwargs,
-        metrics=measured_metrics(evaluation),
+        metrics=select_metrics(evaluation),
         subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
         live=live,
         max_sequence_length=weights.hyperparameters.max_sequence_length,
@@ -134,10 +136,10 @@ def evaluate_config(
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
         group_by=data.group_by,
-        judges=judges_of(evaluation, has_champion=live is not None),
+        judges=mount_judges(evaluation, has_champion=live is not None),
         checks=EvaluationChecks(**_fields(evaluation.checks)),
-        tasks=mounted_tasks(evaluation.tasks, data.tasks),
-        custom_metrics=mounted_metrics(evaluation.custom_metrics, data.custom_metrics),
+        tasks=mount_tasks(evaluation.tasks, data.tasks),
+        custom_metrics=mount_metrics(evaluation.custom_metrics, data.custom_metrics),
         answer_engine=_answer_engine(profile, evaluation, weights, live, live_adapter),
     )
 
@@ -153,7 +155,7 @@ def score_config(inputs: StageInputs, evaluation: EvaluationSettings, data: Meas
         dataset_path=DATASET_MOUNT,
         split=data.split,
         group_by=data.group_by,
-        metrics=mounted_metrics(evaluation.custom_metrics, data.custom_metrics),
+        metrics=mount_metrics(evaluation.custom_metrics, data.custom_metrics),
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
     )
 
@@ -170,12 +172,12 @@ def _answer_engine(
     models = [AnsweringModel("the evaluated Checkpoint", weights.adapter)]
     if live is not None:
         models.append(AnsweringModel(f"the champion {live.name}", live_adapter))
-    return answer_engine(profile, models, evaluation.extra_engine_arguments)
+    return choose_answer_engine(profile, models, evaluation.extra_engine_arguments)
 
 
 def generates_answers(evaluation: EvaluationSettings) -> bool:
     """Whether a metric reads generated answers."""
-    return any(_reads_answers(evaluation, metric) for metric in measured_metrics(evaluation))
+    return any(_reads_answers(evaluation, metric) for metric in select_metrics(evaluation))
 
 
 def _reads_answers(evaluation: EvaluationSettings, metric: Metric) -> bool:
@@ -186,7 +188,7 @@ def _reads_answers(evaluation: EvaluationSettings, metric: Metric) -> bool:
     return "answers" in needs and not needs & chosen
 
 
-def judges_of(evaluation: EvaluationSettings | None, *, has_champion: bool = True) -> tuple[Judge, ...]:
+def mount_judges(evaluation: EvaluationSettings | None, *, has_champion: bool = True) -> tuple[Judge, ...]:
     """The judges as a pod uses them; without a champion, none compares with it."""
     return tuple(
         Judge(
@@ -199,17 +201,17 @@ def judges_of(evaluation: EvaluationSettings | None, *, has_champion: bool = Tru
     )
 
 
-def opponents_of(evaluation: EvaluationSettings) -> dict[str, Opponent]:
+def map_opponents(evaluation: EvaluationSettings) -> dict[str, Opponent]:
     """By metric of a judge, whose answers it compares with those of the tuned model."""
     return {f"{JUDGE}/{judge.name}": judge.against for judge in evaluation.judges}
 
 
 def is_over_live(evaluation: EvaluationSettings, gate: Gate) -> bool:
     """Whether a gate compares with the champion."""
-    return "Live" in {gate.over, opponents_of(evaluation).get(gate.metric)}
+    return "Live" in {gate.over, map_opponents(evaluation).get(gate.metric)}
 
 
-def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
+def select_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
     """The requested metrics and those of the gates: built-in ones in the order of their table.
 
     Those that users name are computed from the answers, for which one metric is measured.
@@ -235,10 +237,10 @@ def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
     return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
 
 
-def subjects_of(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
+def select_subjects(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
     """The tuned model, and the models to compare it with in the order of the contract."""
     gates = (gate.over for gate in evaluation.gates)
-    compared = {*evaluation.compare, *gates, *opponents_of(evaluation).values()}
+    compared = {*evaluation.compare, *gates, *map_opponents(evaluation).values()}
     return ("Tuned", *(subject for subject in COMPARED if subject in compared))
 
 
@@ -354,7 +356,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     given, secret, requested = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
     is_recorded = given.uri in (None, resolved.base_model_uri)
-    metrics = () if spec.evaluation is None else measured_metrics(spec.evaluation)
+    metrics = () if spec.evaluation is None else select_metrics(spec.evaluation)
     return PreflightConfig(
         **inputs.shared,
         base_model_uri=given.uri or resolved.base_model_uri or "",
@@ -386,9 +388,9 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         slice_by=None if spec.evaluation is None else spec.evaluation.slice_by,
         learning_curve=(shares := _curve_shares(spec)),
         max_run_seconds=inputs.max_run_seconds if shares else None,
-        custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
-        judges=judges_of(spec.evaluation),
-        tasks=mounted_tasks(spec.evaluation.tasks) if spec.evaluation else (),
+        custom_metrics=mount_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
+        judges=mount_judges(spec.evaluation),
+        tasks=mount_tasks(spec.evaluation.tasks) if spec.evaluation else (),
         **_test_rows(spec, resolved),
     )
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests of an endpoint: one Deployment per revision, and the Service in front of them.
+"""Objects of an endpoint: Deployments, Services and the HTTPRoute.
+
+Manifests of an endpoint: one Deployment per revision, and the Service in front of them.
 
 The Service in front of a revision that gets no requests of the endpoint yet.
 
@@ -34,16 +36,16 @@ from finetune_operator.manifests.model_cache import (
     whole_model,
 )
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import origin_annotations, shaped
+from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import (
     MODELS_LIMIT,
     disk_volume,
     serving_resources,
     serving_shared_memory,
 )
-from finetune_operator.manifests.queueing import labels_of, queueing_of
+from finetune_operator.manifests.queueing import choose_queue, make_queue_labels
 from finetune_operator.manifests.revision import Revision, api_keys_secret
-from finetune_operator.manifests.trainer_config import config_variable, store_config, trainer_of
+from finetune_operator.manifests.trainer_config import choose_trainer, config_variable, store_config
 from finetune_operator.manifests.volumes import key_volume, memory_volume, scratch_volume, store_volume
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import SERVE_PODS
@@ -131,8 +133,8 @@ def build_deployment(
             DEVICES: str(endpoint.spec.compute.devices),
         },
     )
-    queueing = labels_of(queueing_of("serve", revision.profile, endpoint.spec.compute))
-    template = shaped(
+    queueing = make_queue_labels(choose_queue("serve", revision.profile, endpoint.spec.compute))
+    template = apply_pod_entries(
         {
             "metadata": {"labels": labels | queueing},
             "spec": _pod(endpoint, revision, image, image_pull_policy),
@@ -167,7 +169,7 @@ def build_deployment(
 
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
-    trainer, profile = trainer_of(revision.profile, image), revision.profile
+    trainer, profile = choose_trainer(revision.profile, image), revision.profile
     engine = engine_of(profile)
     config = serving_config(endpoint, revision, trainer.contract)
     store = store_config(revision.store, revision.store_credentials)

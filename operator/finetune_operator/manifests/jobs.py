@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pod template of a stage: security, storage and resources.
+"""The Job of one stage, with its pod template.
+
+Pod template of a stage: security, storage and resources.
 
 The Job of one stage.
 """
@@ -19,8 +21,8 @@ from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answer_engine import (
     ANSWER_CONTAINERS,
     ENDED_BY_SIGTERM,
+    add_answer_containers,
     separate_engine,
-    with_answers,
 )
 from finetune_operator.manifests.labels import (
     CONFIG_DIGEST,
@@ -43,9 +45,9 @@ from finetune_operator.manifests.own_metrics import (
     task_volumes,
 )
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import origin_annotations, shaped
+from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
-from finetune_operator.manifests.queueing import labels_of, queueing_of_stage, suspended_until_admitted
+from finetune_operator.manifests.queueing import choose_stage_queue, make_queue_labels, suspend_until_admitted
 from finetune_operator.manifests.trainer_config import config_variable
 from finetune_operator.manifests.volumes import Location, Use, secret_mount, secret_volume
 from finetune_operator.plan import Manifest
@@ -68,7 +70,7 @@ from finetune_trainer.contract.vocabulary import ExitCode
 
 JobConfig = StageConfig | CleanupConfig | DownloadConfig | FillConfig | MergeConfig
 
-CONTAINER: Final = "trainer"
+TRAINER_CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
 
 
@@ -150,7 +152,7 @@ def build_stage_pod(
         mounts.append(volume_mount)
     resources = container_resources(sizing, profile, devices)
     container: Manifest = {
-        "name": CONTAINER,
+        "name": TRAINER_CONTAINER,
         "image": image,
         "imagePullPolicy": image_pull_policy,
         "env": _environment(config, profile, devices, resources["requests"]["cpu"]),
@@ -171,7 +173,7 @@ def build_stage_pod(
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
     if isinstance(config, EvaluateConfig) and profile is not None:
-        return with_answers(pod, config, profile, devices, sizing)
+        return add_answer_containers(pod, config, profile, devices, sizing)
     return pod
 
 
@@ -370,7 +372,7 @@ def pod_failure_policy(stage: JobStage, *, has_answers: bool = False) -> Manifes
     }
 
 
-def _exit_codes(codes: tuple[int, ...], container: str = CONTAINER) -> Manifest:
+def _exit_codes(codes: tuple[int, ...], container: str = TRAINER_CONTAINER) -> Manifest:
     # With the container's name, because exit codes of an injected sidecar have other meanings.
     return {"containerName": container, "operator": "In", "values": [int(code) for code in codes]}
 
@@ -405,7 +407,7 @@ def build_stage_job(
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
-    queueing = queueing_of_stage(stage, profile, placement.chosen)
+    queueing = choose_stage_queue(stage, profile, placement.chosen)
     template: Manifest = {
         "metadata": {"labels": labels},
         "spec": {
@@ -425,7 +427,7 @@ def build_stage_job(
             **_never_ready(owner),
         },
     }
-    template = shaped(
+    template = apply_pod_entries(
         template,
         profile,
         pod_names(stage),
@@ -438,7 +440,7 @@ def build_stage_job(
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
-            "labels": {**labels, **labels_of(queueing)},
+            "labels": {**labels, **make_queue_labels(queueing)},
             "annotations": {
                 **store_annotations(config.store.uri, secret.name if secret else None),
                 **binding,
@@ -448,7 +450,7 @@ def build_stage_job(
             "ownerReferences": [owner_reference(owner, blocks=not STAGES[stage].serves_deletion)],
         },
         "spec": {
-            **suspended_until_admitted(queueing),
+            **suspend_until_admitted(queueing),
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),

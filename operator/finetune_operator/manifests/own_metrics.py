@@ -36,7 +36,7 @@ class ScoredFolders:
     """Digest of the dataset."""
 
 
-def mounted_metrics(
+def mount_metrics(
     metrics: tuple[CustomMetric, ...], digests: Mapping[str, str] | None = None
 ) -> tuple[MountedMetric, ...]:
     """The metrics as a pod finds them.
@@ -70,7 +70,7 @@ def source_volumes(metrics: tuple[CustomMetric, ...]) -> tuple[list[Manifest], l
     return volumes, mounts
 
 
-def mounted_tasks(
+def mount_tasks(
     tasks: tuple[EvaluationTask, ...], digests: Mapping[str, str] | None = None
 ) -> tuple[MountedTask, ...]:
     """The tasks as a pod finds them.

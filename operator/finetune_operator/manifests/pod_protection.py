@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetworkPolicies of the operator's pods.
+"""NetworkPolicies of pods, and the PodDisruptionBudgets of an endpoint.
+
+NetworkPolicies of the operator's pods.
 
 They restrict only ingress, except those of pods that run code of a user. Administrators restrict the egress
 of other pods, because sources, stores and hubs are outside of the namespace.

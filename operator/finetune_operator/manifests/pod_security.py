@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Security settings of all pods in users' namespaces: Pod Security `restricted`, and a read-only root.
+"""Identity and rights of pods: service accounts and Pod Security.
+
+Security settings of all pods in users' namespaces: Pod Security `restricted`, and a read-only root.
 
 Service accounts of pods in users' namespaces.
 """
@@ -11,7 +13,7 @@ from typing import Final
 from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR, RUNNER
 from finetune_operator.plan import Manifest
 
-USER: Final = 65532
+POD_USER_ID: Final = 65532
 """uid, gid and fsGroup of all pods."""
 
 
@@ -23,9 +25,9 @@ def pod_security(account: str = RUNNER) -> Manifest:
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": POD_USER_ID,
+            "runAsGroup": POD_USER_ID,
+            "fsGroup": POD_USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What shaped the pods of a Job or Deployment, recorded as annotations when it is created.
+"""What a ComputeProfile changes in pods, and the digests that record it.
+
+What shaped the pods of a Job or Deployment, recorded as annotations when it is created.
 
 They show whether a new Job or Deployment would have other pods. Live pods do not, because admission may
 change them, for example a tag to a digest.
@@ -28,7 +30,7 @@ from finetune_operator.manifests.labels import (
     TEMPLATE_DIGEST,
     short_hash,
 )
-from finetune_operator.plan import Manifest, without_empty
+from finetune_operator.plan import Manifest, drop_empty
 from finetune_trainer.contract.environment import CONFIG_ENV
 
 DIGEST_LENGTH: Final = 16
@@ -65,10 +67,10 @@ def profile_digest(profile: ComputeProfile) -> str:
     spec = profile.spec.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, include=dict(SHAPES_PODS)
     )
-    return _digest(without_empty(spec))
+    return _digest(drop_empty(spec))
 
 
-def changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> str | None:
+def find_changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> str | None:
     """What has changed since an object was created, if a new one would have other pods; else None.
 
     None also for objects without the annotations, and if only one of both has a profile. An upgrade of the
@@ -127,7 +129,7 @@ NETWORK_ANNOTATIONS: Final = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/")
 """Begin of the names of annotations that attach further networks to a pod."""
 
 
-def shaped(
+def apply_pod_entries(
     template: Manifest,
     profile: ComputeProfile | None,
     names: Collection[PodStage],

@@ -16,7 +16,7 @@ Queued = Queue | Literal["serve"]
 """Names in `kueue.queues` of a ComputeProfile."""
 
 
-def labels_of(names: QueueChoice) -> Manifest:
+def make_queue_labels(names: QueueChoice) -> Manifest:
     """Labels of a Job or Deployment that Kueue reads. Without a queue it reads none."""
     if names.queue_name is None:
         return {}
@@ -24,7 +24,7 @@ def labels_of(names: QueueChoice) -> Manifest:
     return {label: name for label, name in found.items() if name is not None}
 
 
-def suspended_until_admitted(names: QueueChoice) -> Manifest:
+def suspend_until_admitted(names: QueueChoice) -> Manifest:
     """Field of the spec of a new Job. With a queue it is created suspended, as Kueue's webhook would make it.
 
     Where Kueue does not see the Job, because its webhook, its integration or the namespace was taken out of
@@ -33,7 +33,7 @@ def suspended_until_admitted(names: QueueChoice) -> Manifest:
     return {} if names.queue_name is None else {"suspend": True}
 
 
-def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> QueueChoice:
+def choose_queue(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> QueueChoice:
     """The queue and the priority of this name, of which an object may choose other ones."""
     offered = profile.spec.kueue
     return QueueChoice(
@@ -43,7 +43,7 @@ def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> Q
     )
 
 
-def queueing_of_stage(stage: JobStage, profile: ComputeProfile | None, chosen: QueueChoice) -> QueueChoice:
+def choose_stage_queue(stage: JobStage, profile: ComputeProfile | None, chosen: QueueChoice) -> QueueChoice:
     """The queue and the priority of the Jobs of a stage; none for a stage that does not wait.
 
     A choice is for stages with devices, and for those that follow them in the same queue.
@@ -52,4 +52,4 @@ def queueing_of_stage(stage: JobStage, profile: ComputeProfile | None, chosen: Q
     if profile is None or not row.queued:
         return NO_CHOICE
     has_devices = any(each.uses_devices and each.queue == row.queue for each in STAGES.values())
-    return queueing_of(row.queue, profile, chosen if has_devices else NO_CHOICE)
+    return choose_queue(row.queue, profile, chosen if has_devices else NO_CHOICE)

@@ -40,7 +40,7 @@ from finetune_operator.manifests.labels import (
 from finetune_operator.manifests.volumes import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
-from finetune_trainer.contract.references import without_query
+from finetune_trainer.contract.references import strip_query
 from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult, SourceResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
 from finetune_trainer.contract.vocabulary import SplitName
@@ -106,7 +106,7 @@ def build_dataset_version(
 
 def _source_record(source: RowSource, found: SourceResult) -> SourceRecord:
     return SourceRecord(
-        uri=without_query(source.uri),
+        uri=strip_query(source.uri),
         revision=found.revision,
         format=None if found.format is None else found.format[:32],
         splits=source.splits,
@@ -166,7 +166,7 @@ def build_checkpoint(
         epoch=result.epoch,
         uri=store_folder(store, "checkpoints", result.digest),
         metrics=metrics,
-        loss_curve=_until(result.step, loss_curve),
+        loss_curve=_cut_loss_curve(result.step, loss_curve),
         probe=result.probe,
         cost=RecordedCost(**cost.model_dump(exclude={"lost"})) if cost is not None else None,
         lineage=Lineage(
@@ -210,7 +210,7 @@ def adapter_record(lora: ResolvedLoRA | None) -> AdapterRecord | None:
     return None if lora is None else AdapterRecord(r=lora.r, dora=lora.dora or None)
 
 
-def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:
+def _cut_loss_curve(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:
     points = [LossPoint(step=at, train=train, validation=validation) for at, train, validation in curve]
     return tuple(point for point in points if point.step <= step) or None
 

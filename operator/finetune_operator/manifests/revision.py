@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of profiles and endpoints in the hash of a revision's name, chosen so that no upgrade starts one.
+"""A revision of an endpoint, and the hash in its name.
+
+Fields of profiles and endpoints in the hash of a revision's name, chosen so that no upgrade starts one.
 
 A revision of an endpoint. Its name is a hash of what users of the endpoint chose.
 """

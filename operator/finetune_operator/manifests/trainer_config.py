@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainer image of a pod, and the version of the contract that the image reads.
+"""Config of a trainer's pod: the contract that its image reads, the fields of all stages, and its variable.
+
+Trainer image of a pod, and the version of the contract that the image reads.
 
 The environment variable with the config of a container.
 
@@ -26,7 +28,7 @@ class TrainerImage:
     contract: int
 
 
-def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
+def choose_trainer(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
     """The trainer image of the profile, or that of the operator.
 
     `images.trainerContract` belongs to `images.trainer`. Absent: the image reads the operator's version of
@@ -48,7 +50,7 @@ def config_variable(config: Contract) -> dict[str, str]:
     return {"name": CONFIG_ENV, "value": config.to_json().replace("$", r"\u0024")}
 
 
-def literal(argument: str) -> str:
+def escape_variables(argument: str) -> str:
     """An item of a container's command or arguments, which Kubernetes would expand in the same way."""
     return argument.replace("$", "$$")
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parse URIs of volumes in the cluster and of locations in the network.
+"""What pods mount: locations by their URIs, Secrets with credentials, volumes of an endpoint.
+
+Parse URIs of volumes in the cluster and of locations in the network.
 
 Mounts of Secrets with credentials: each is a folder in the pod, with one file per key.
 

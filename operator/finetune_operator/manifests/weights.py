@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References to weights in a store, from a Checkpoint or from the pin of an endpoint.
+"""Weights in a store, as endpoints serve them and evaluations measure them.
+
+References to weights in a store, from a Checkpoint or from the pin of an endpoint.
 
 Weights that an evaluate Job measures, from a Checkpoint or from the run that has just made them.
 """

@@ -21,7 +21,7 @@ from finetune_operator.metrics.process_metrics import (
     StageOutcome,
 )
 from finetune_operator.observe.pod_status import has_ended, parse_time
-from finetune_operator.observe.pod_termination import PodOutcome, cause_of_end
+from finetune_operator.observe.pod_termination import PodOutcome, find_end_cause
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -60,7 +60,7 @@ def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest
     stage = new["metadata"].get("labels", {}).get(STAGE)
     # Anyone who may create pods may set their labels.
     if stage in get_args(Stage):
-        metrics.pods_ended.labels(stage, CAUSES[cause_of_end(new)]).inc()
+        metrics.pods_ended.labels(stage, CAUSES[find_end_cause(new)]).inc()
 
 
 def _finetunejob(

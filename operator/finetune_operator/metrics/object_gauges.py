@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, status and conditions of objects of any kind.
+"""Gauges about objects, computed from the caches at each scrape.
+
+Names, status and conditions of objects of any kind.
 
 Gauges of the budgets of ComputeProfiles, and of what waits for them.
 
@@ -21,7 +23,7 @@ from finetune_operator.api.compute_profile import is_marked_default
 from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
-from finetune_operator.status.budget_use import shares_used
+from finetune_operator.status.budget_use import read_used_shares
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 
 
@@ -66,7 +68,7 @@ def used_shares(profiles: Iterable[Manifest], namespaces: Collection[str]) -> li
     found = (
         UsedShare(share, namespace, profile["metadata"]["name"])
         for profile in profiles
-        for namespace, share in shares_used(profile).items()
+        for namespace, share in read_used_shares(profile).items()
         if namespace in namespaces
     )
     return sorted(found, reverse=True)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and histograms of this process, and the values of their labels.
+"""Metrics that the process keeps (counters, histograms), their retention, and gauges of the process.
+
+Counters and histograms of this process, and the values of their labels.
 
 Drop series of namespaces and ComputeProfiles some time after the last object that they count.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions of Jobs and pods in their queues, from Kueue's visibility API.
+"""Admission by Kueue: why a suspended Job waits, and its position in the queue.
+
+Positions of Jobs and pods in their queues, from Kueue's visibility API.
 
 Why a suspended Job waits, from its Workload of Kueue.
 """
@@ -15,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
-from finetune_operator.observe.pod_status import Trouble, condition, nodes_of, parse_time, quoted, stage_of
+from finetune_operator.observe.pod_status import Trouble, condition, nodes_of, parse_time, quote, stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -178,7 +180,7 @@ def _waiting(
         checks = ", ".join(_pending_checks(workload.get("status", {}).get("admissionChecks") or ()))
         return _queued(f"{waits}: its quota is reserved, and it waits for {checks or 'its admission'}", later)
     reserved = condition(workload, "QuotaReserved") or {}
-    reason, message = reserved.get("reason"), quoted(reserved.get("message"))
+    reason, message = reserved.get("reason"), quote(reserved.get("message"))
     if reason == INADMISSIBLE:
         missing = "LocalQueue" in message and "exist" in message
         return Trouble(
@@ -189,7 +191,7 @@ def _waiting(
     at = "" if position is None else f", {position}"
     evicted = condition(workload, "Evicted") or {}
     if evicted.get("status") == "True":
-        since = f"since it was evicted ({evicted.get('reason')}){at}: {quoted(evicted.get('message'))}"
+        since = f"since it was evicted ({evicted.get('reason')}){at}: {quote(evicted.get('message'))}"
         return _queued(f"{waits} {since}. {message}" if message else f"{waits} {since}", later)
     return _queued(f"{waits}{at}: {message}" if message else f"{waits} for admission{at}", later)
 

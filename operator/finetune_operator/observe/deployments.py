@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of pods of endpoints that do not serve, with advice.
+"""Readiness of the Deployment of an endpoint's revision, and problems of its pods.
+
+Problems of pods of endpoints that do not serve, with advice.
 
 Readiness of the Deployment of an endpoint's revision.
 """
@@ -14,14 +16,14 @@ from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.admission import UNKNOWN, Positions, recheck_seconds, waiting_since
-from finetune_operator.observe.job_problems import refused_pod
+from finetune_operator.observe.job_problems import describe_refusal
 from finetune_operator.observe.pod_startup import (
     container_trouble,
     lacks_capacity,
     scheduling_advice,
     without_node_counts,
 )
-from finetune_operator.observe.pod_status import condition, container_statuses, has_ended, parse_time, quoted
+from finetune_operator.observe.pod_status import condition, container_statuses, has_ended, parse_time, quote
 from finetune_operator.observe.pod_termination import eviction_advice, node_trouble
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
@@ -61,10 +63,10 @@ def serving_trouble(pod: Manifest, now: datetime, positions: Positions = UNKNOWN
         return ServingTrouble(lost.reason, lost.message)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
-        message = without_node_counts(quoted(scheduled.get("message")))
+        message = without_node_counts(quote(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
             later = recheck_seconds(now - waiting_since(pod))
-            gated = _gated(pod, positions, message)
+            gated = _describe_gate(pod, positions, message)
             return ServingTrouble(Reason.QUEUED, gated, lacks_capacity=True, recheck_after_seconds=later)
         return ServingTrouble(
             Reason.UNSCHEDULABLE,
@@ -73,11 +75,11 @@ def serving_trouble(pod: Manifest, now: datetime, positions: Positions = UNKNOWN
         )
     if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
         return _ended_by_node(pod)
-    troubles = (_trouble_of(pod, status) for status in container_statuses(pod))
+    troubles = (_find_container_trouble(pod, status) for status in container_statuses(pod))
     return next((trouble for trouble in troubles if trouble is not None), None)
 
 
-def _gated(pod: Manifest, positions: Positions, message: str) -> str:
+def _describe_gate(pod: Manifest, positions: Positions, message: str) -> str:
     name, queue = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(QUEUE_LABEL)
     if queue is None:
         return f"pod {name} waits for admission: {message}"
@@ -89,7 +91,7 @@ def _gated(pod: Manifest, positions: Positions, message: str) -> str:
     )
 
 
-def crash_since(pod: Manifest, since: datetime) -> str | None:
+def find_crash(pod: Manifest, since: datetime) -> str | None:
     """The first container of the pod that has crashed since this time, as a message; None if none has.
 
     A container that ended with its node, which restarted, has not crashed.
@@ -99,7 +101,7 @@ def crash_since(pod: Manifest, since: datetime) -> str | None:
             finished = (ended or {}).get("finishedAt")
             has_crashed = ended and ended.get("exitCode") and ended.get("reason") != LOST_WITH_NODE
             if has_crashed and (finished is None or parse_time(finished) >= since):
-                why = ended.get("reason") or quoted(ended.get("message")) or "no message"
+                why = ended.get("reason") or quote(ended.get("message")) or "no message"
                 return (
                     f"container {status['name']} of pod {pod['metadata']['name']} ended with exit code"
                     f" {ended['exitCode']}: {why}"
@@ -110,7 +112,7 @@ def crash_since(pod: Manifest, since: datetime) -> str | None:
 def _ended_by_node(pod: Manifest) -> ServingTrouble:
     """A pod that its node ended or rejected."""
     status, node = pod["status"], pod["spec"].get("nodeName", "")
-    message = f"{status['reason']}: {quoted(status.get('message'))}"
+    message = f"{status['reason']}: {quote(status.get('message'))}"
     ended = f"node {node} has ended pod {pod['metadata']['name']}. {message}"
     if status["reason"] == "Evicted":
         return ServingTrouble(Reason.EVICTED, f"{ended} ({eviction_advice(pod, 'serve')})")
@@ -119,7 +121,7 @@ def _ended_by_node(pod: Manifest) -> ServingTrouble:
     )
 
 
-def _trouble_of(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
+def _find_container_trouble(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
     name, container = pod["metadata"]["name"], status["name"]
     waits = container_trouble(
         pod, f"pod {name}", status.get("image", ""), status.get("state", {}).get("waiting") or {}
@@ -135,7 +137,7 @@ def _trouble_of(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
             " raise resources.memory for serve in pods of the ComputeProfile",
         )
     if code:
-        words = quoted(ended.get("message")) or f"kubectl logs {name} -c {container}"
+        words = quote(ended.get("message")) or f"kubectl logs {name} -c {container}"
         return ServingTrouble(
             Reason.POD_NOT_STARTING,
             f"container {container} of pod {name} ended with exit code {code}: {words}",
@@ -157,7 +159,7 @@ def is_ready(deployment: Manifest, replicas: int) -> bool:
     return seen >= deployment["metadata"].get("generation", 1) and min(ready, updated) >= replicas
 
 
-def trouble_of(
+def find_trouble(
     revision: str,
     deployment: Manifest | None,
     pods: Mapping[str, Manifest],
@@ -192,11 +194,11 @@ def capacity_shortage(
     if refused is not None and refused.get("status") == "True":
         quota = QUOTA.search(refused.get("message", ""))
         if quota is not None:
-            return f"the quota of the namespace refuses a pod: {quoted(quota[0])}"
+            return f"the quota of the namespace refuses a pod: {quote(quota[0])}"
     return next((trouble.message for trouble in troubles), None)
 
 
-def failure_of(
+def find_failure_reason(
     deployment: Manifest, pods: Mapping[str, Manifest], now: datetime, *, deadline_passed: bool = True
 ) -> str | None:
     """The reason that this revision cannot become ready; None while it can.
@@ -216,7 +218,7 @@ def failure_of(
     return f"not ready within {deadline_seconds(deployment)} s: {cause}"
 
 
-def regression_of(
+def find_regression(
     deployment: Manifest, pods: Mapping[str, Manifest], since: datetime, now: datetime
 ) -> str | None:
     """The reason that a revision which was ready no longer serves well; None if it does.
@@ -225,7 +227,7 @@ def regression_of(
     """
     revision, patience = deployment["metadata"]["name"], timedelta(seconds=deadline_seconds(deployment))
     for pod in _own(revision, pods):
-        crash = None if is_replaced(pod) else crash_since(pod, since)
+        crash = None if is_replaced(pod) else find_crash(pod, since)
         if crash is not None:
             return crash
         unready_since = None if is_replaced(pod) else _unready_since(pod)
@@ -253,7 +255,7 @@ def _refusal(deployment: Manifest) -> ServingTrouble | None:
         return None
     name = deployment["metadata"]["name"]
     command = f"kubectl describe replicaset -l {REVISION}={name}"
-    reason, message = refused_pod("pod", refused.get("message") or "", deployment, command)
+    reason, message = describe_refusal("pod", refused.get("message") or "", deployment, command)
     return ServingTrouble(reason, message)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of pods, and whether the pods hold them or wait for them.
+"""Devices of pods: which pods hold or wait for how many, and when.
+
+Devices of pods, and whether the pods hold them or wait for them.
 
 When a pod uses how many devices of which ComputeProfile.
 """
@@ -50,7 +52,7 @@ def _is_running(pod: Manifest) -> bool:
     return has_condition(pod, "Ready", "True")
 
 
-def profile_of(obj: Manifest) -> str:
+def read_profile(obj: Manifest) -> str:
     """The ComputeProfile of a pod, Job or Deployment, by its label; empty without it."""
     profile: str = _labels(obj).get(PROFILE, "")
     return profile
@@ -141,7 +143,7 @@ class PodUse:
         return min(MAX_DEVICES, ceil(requested or 0))
 
 
-def use_of(pod: Manifest) -> PodUse | None:
+def read_use(pod: Manifest) -> PodUse | None:
     """The use of devices by a pod; None before its first container starts, and for pods without devices."""
     metadata = pod["metadata"]
     labels: dict[str, str] = metadata.get("labels", {})

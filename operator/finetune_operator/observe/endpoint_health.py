@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions of an endpoint: whether a replica is ready, and whether its image is recent enough.
+"""Conditions of an endpoint: availability, age of its image, acceptance of its HTTPRoute.
+
+Conditions of an endpoint: whether a replica is ready, and whether its image is recent enough.
 
 The status of an HTTPRoute, which the controllers of its gateways write.
 """
@@ -15,7 +17,7 @@ from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.endpoint import FETCH_CONTAINER
 from finetune_operator.observe.deployments import ServingTrouble
 from finetune_operator.plan import Manifest
-from finetune_operator.status.conditions import with_condition, without
+from finetune_operator.status.conditions import drop_conditions, set_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 
 VERSION: Final = re.compile(r"^v?([0-9]+(?:\.[0-9]+)+)(?![0-9A-Za-z])")
@@ -78,7 +80,7 @@ def image_age(deployment: Manifest, floor: str) -> EndpointHealth:
     )
 
 
-def with_health(
+def set_health(
     conditions: tuple[Condition, ...],
     type_: ConditionType,
     health: EndpointHealth | None,
@@ -88,8 +90,8 @@ def with_health(
 ) -> tuple[Condition, ...]:
     """The conditions with this one set to `health`; without it if `health` is None."""
     if health is None:
-        return without(conditions, type_)
-    return with_condition(
+        return drop_conditions(conditions, type_)
+    return set_condition(
         conditions,
         type_,
         health.status,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it.
+"""The problem that stops a Job: of its pods, or that it has none.
+
+Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it.
 
 The problem that stops a Job, from all its current pods.
 """
@@ -13,7 +15,7 @@ from typing import Final
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import pod_startup, pod_termination
 from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
-from finetune_operator.observe.pod_startup import being_created
+from finetune_operator.observe.pod_startup import describe_creation
 from finetune_operator.observe.pod_status import (
     Trouble,
     container_state,
@@ -22,7 +24,7 @@ from finetune_operator.observe.pod_status import (
     newest_per_index,
     nodes_of,
     parse_time,
-    quoted,
+    quote,
     stage_of,
     stage_states,
 )
@@ -85,7 +87,7 @@ def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | Non
         now: time of the pass.
     """
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
-    started = started_at(job)
+    started = find_start(job)
     if started is None:
         return _unstarted(job, stage, now - parse_time(job["metadata"]["creationTimestamp"]))
     age = now - started
@@ -101,13 +103,13 @@ def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | Non
     later = next((each for each in (ASK_AFTER, ASK_AGAIN_AFTER, MAX_TIME_WITHOUT_POD) if each > age), None)
     return Trouble(
         Reason.QUEUED,
-        being_created(stage, several=nodes > 1),
+        describe_creation(stage, several=nodes > 1),
         expected=True,
         recheck_after_seconds=RECHECK_SECONDS if later is None else (later - age).total_seconds() + 1,
     )
 
 
-def started_at(job: Manifest) -> datetime | None:
+def find_start(job: Manifest) -> datetime | None:
     """When the Job controller began to create the Job's pods; None if it has not, or the Job is suspended."""
     text = job.get("status", {}).get("startTime")
     return None if text is None else parse_time(text)
@@ -118,7 +120,7 @@ def _unstarted(job: Manifest, stage: str, age: timedelta) -> Trouble:
     if age < MAX_TIME_UNSTARTED:
         return Trouble(
             Reason.QUEUED,
-            being_created(stage, several=nodes_of(job) > 1),
+            describe_creation(stage, several=nodes_of(job) > 1),
             expected=True,
             recheck_after_seconds=(MAX_TIME_UNSTARTED - age).total_seconds() + 1,
         )
@@ -141,11 +143,11 @@ def _is_recent(event: Manifest, pods: Iterable[Manifest], now: datetime) -> bool
 
 def _refusal(job: Manifest, stage: str, refused: str) -> Trouble:
     name = job["metadata"]["name"]
-    reason, message = refused_pod(f"{stage} pod", refused, job, f"kubectl describe job {name}")
+    reason, message = describe_refusal(f"{stage} pod", refused, job, f"kubectl describe job {name}")
     return Trouble(reason, message, recheck_after_seconds=RECHECK_SECONDS)
 
 
-def refused_pod(what: str, refused: str, owner: Manifest, command: str) -> tuple[Reason, str]:
+def describe_refusal(what: str, refused: str, owner: Manifest, command: str) -> tuple[Reason, str]:
     """Reason and message about a pod that the API server refuses.
 
     Args:
@@ -159,7 +161,7 @@ def refused_pod(what: str, refused: str, owner: Manifest, command: str) -> tuple
     found = (advice.format(profile=profile) for pattern, advice in ADVICE if pattern.search(refused))
     advice = next(found, f"{command} shows each attempt")
     reason = Reason.QUOTA_EXCEEDED if EXCEEDED.search(refused) else Reason.POD_NOT_STARTING
-    return reason, f"the API server refuses the {what}: {quoted(DETAILS.sub('', refused))} ({advice})"
+    return reason, f"the API server refuses the {what}: {quote(DETAILS.sub('', refused))} ({advice})"
 
 
 SHARE: Final = re.compile(r"(\d+) of \d+ pods (is|are) running; ")
@@ -232,7 +234,7 @@ def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
 def recheck_after_seconds(pods: list[Manifest], now: datetime) -> float | None:
     """Seconds until `job_trouble` may find a new problem even if nothing changes."""
     until = (
-        pod_termination.until_overdue(pod, now) or pod_termination.until_sidecar_trouble(pod, now)
+        pod_termination.seconds_until_overdue(pod, now) or pod_termination.until_sidecar_trouble(pod, now)
         for pod in newest_per_index(pods)
     )
     return min((seconds for seconds in until if seconds is not None), default=None)

@@ -15,7 +15,7 @@ from finetune_operator.observe.pod_status import (
     index_of,
     init_statuses,
     parse_time,
-    quoted,
+    quote,
     stage_of,
     stage_states,
     trainer_container,
@@ -76,7 +76,7 @@ def start_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble:
     if scheduled is None:
         return Trouble(
             Reason.QUEUED,
-            being_created(stage_of(job), several=index_of(pod) is not None),
+            describe_creation(stage_of(job), several=index_of(pod) is not None),
             expected=True,
         )
     if scheduled.get("status") == "False":
@@ -84,14 +84,14 @@ def start_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble:
     return _starting(pod, stage_of(job), scheduled, now)
 
 
-def being_created(stage: str, *, several: bool) -> str:
+def describe_creation(stage: str, *, several: bool) -> str:
     """A message without an index, so that several pods do not cause a status write each."""
     return f"the {stage} {'pods are' if several else 'pod is'} being created"
 
 
 def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, Any]) -> Trouble | None:
     """The problem that the `waiting` state of a container shows; None if the container is starting."""
-    reason, message = state.get("reason", ""), quoted(state.get("message"))
+    reason, message = state.get("reason", ""), quote(state.get("message"))
     if reason in STARTING:
         return None
     namespace = pod["metadata"].get("namespace", "")
@@ -167,14 +167,14 @@ def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetim
     left = (MAX_START_TIME - since).total_seconds()
     return Trouble(
         Reason.QUEUED,
-        being_created(stage, several=index_of(pod) is not None),
+        describe_creation(stage, several=index_of(pod) is not None),
         expected=True,
         recheck_after_seconds=left + 1,
     )
 
 
 def _unschedulable(pod: Manifest, whose: str, scheduled: dict[str, Any]) -> Trouble:
-    message = quoted(scheduled.get("message"))
+    message = quote(scheduled.get("message"))
     if scheduled.get("reason") == "SchedulingGated":
         return Trouble(Reason.QUEUED, f"{whose} waits for admission: {message}", expected=True)
     return Trouble(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions and container statuses of pods, for stages and endpoints.
+"""What the status of a pod says: conditions, containers and their times, index among its peers.
+
+Conditions and container statuses of pods, for stages and endpoints.
 
 States and running times of the containers of a stage, and the price of their devices.
 
@@ -16,10 +18,10 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Model
 from finetune_operator.api.stage_status import Cost
 from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS
-from finetune_operator.manifests.jobs import CONTAINER
+from finetune_operator.manifests.jobs import TRAINER_CONTAINER
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.plan import Manifest
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 
 MAX_QUOTED_CHARACTERS: Final = 400
 """Limit of a message of another component that a condition repeats, in characters."""
@@ -40,9 +42,9 @@ MAX_IMAGE_CHARACTERS: Final = 512
 """Limit of an image's name in the status, in characters."""
 
 
-def quoted(text: str | None) -> str:
+def quote(text: str | None) -> str:
     """A message of another component, shortened for use in a condition."""
-    return shortened((text or "").strip(), MAX_QUOTED_CHARACTERS)
+    return shorten((text or "").strip(), MAX_QUOTED_CHARACTERS)
 
 
 def condition(manifest: Manifest, type_: str) -> dict[str, Any] | None:
@@ -60,7 +62,7 @@ def has_condition(manifest: Manifest, type_: str, status: str) -> bool:
 def trainer_container(pod: Manifest) -> dict[str, Any]:
     """Spec of the trainer's container, not of containers that a platform injects."""
     containers = pod["spec"]["containers"]
-    found: dict[str, Any] = next((each for each in containers if each["name"] == CONTAINER), {})
+    found: dict[str, Any] = next((each for each in containers if each["name"] == TRAINER_CONTAINER), {})
     return found
 
 
@@ -106,7 +108,11 @@ def image_by_digest(pods: Iterable[Manifest]) -> str | None:
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses") or ():
             image = str(status.get("imageID", "")).removeprefix("docker-pullable://")
-            if status.get("name") == CONTAINER and "@sha256:" in image and len(image) <= MAX_IMAGE_CHARACTERS:
+            if (
+                status.get("name") == TRAINER_CONTAINER
+                and "@sha256:" in image
+                and len(image) <= MAX_IMAGE_CHARACTERS
+            ):
                 return image
     return None
 
@@ -128,7 +134,7 @@ def container_state(pod: Manifest) -> dict[str, Any]:
     It has one of the keys `waiting`, `running` and `terminated`, or no key yet.
     """
     statuses = pod.get("status", {}).get("containerStatuses") or ()
-    state: dict[str, Any] = next((s.get("state", {}) for s in statuses if s["name"] == CONTAINER), {})
+    state: dict[str, Any] = next((s.get("state", {}) for s in statuses if s["name"] == TRAINER_CONTAINER), {})
     return state
 
 
@@ -182,7 +188,7 @@ class Price(Model):
         )
 
 
-def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
+def add_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
     """The cost after these additional device seconds.
 
     The currency is that of the first profile with a price. Device time of a profile without a price or with

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods whose node does not respond.
+"""Pods that failed, were disrupted, do not end, or are lost with their node, and the cause of an end.
+
+Pods whose node does not respond.
 
 A deleted pod stays until its node reports that its containers have ended. A dead node never reports: the pod
 stays Terminating, and its Job creates no replacement, because two pods that train into one folder would be
@@ -18,7 +20,7 @@ from typing import Any, Final, Literal
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.api.stage_status import MAX_ENDED_PODS, EndedPod, PodEndCause
 from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS, ANSWERS_CONTAINER
-from finetune_operator.manifests.jobs import CONTAINER, IGNORED_EXIT_CODES
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, TRAINER_CONTAINER
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.pod_status import (
     Trouble,
@@ -30,7 +32,7 @@ from finetune_operator.observe.pod_status import (
     index_of,
     init_statuses,
     parse_time,
-    quoted,
+    quote,
     stage_of,
     trainer_container,
 )
@@ -70,7 +72,7 @@ def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
             f" {node} {OUT_OF_SERVICE}. This continues within two minutes after that, or when the node"
             " responds",
         )
-    if pod.get("status", {}).get("phase") == "Unknown" or _is_unheard_of(pod):
+    if pod.get("status", {}).get("phase") == "Unknown" or _is_unreachable(pod):
         return Trouble(
             Reason.NODE_LOST,
             f"node {node} of {whose} {name} does not respond: kubectl describe node {node} shows since when."
@@ -85,7 +87,7 @@ def is_overdue(pod: Manifest, now: datetime) -> bool:
     return deadline is not None and now - parse_time(deadline) >= NODE_REPORT_TIMEOUT
 
 
-def until_overdue(pod: Manifest, now: datetime) -> float | None:
+def seconds_until_overdue(pod: Manifest, now: datetime) -> float | None:
     """Seconds until a terminating pod counts as lost; None if it is not terminating."""
     deadline = pod["metadata"].get("deletionTimestamp")
     if deadline is None or has_ended(pod):
@@ -93,7 +95,7 @@ def until_overdue(pod: Manifest, now: datetime) -> float | None:
     return max(0.0, (parse_time(deadline) + NODE_REPORT_TIMEOUT - now).total_seconds()) + 1
 
 
-def _is_unheard_of(pod: Manifest) -> bool:
+def _is_unreachable(pod: Manifest) -> bool:
     """Whether the node controller has marked the pod as not ready, although its containers were ready.
 
     A closed readiness gate has the same conditions, so pods with gates are excluded.
@@ -142,8 +144,8 @@ def deciding_pod(pods: Iterable[Manifest]) -> Manifest | None:
     failed = [pod for pod in ended if index_of(pod) is not None and _has_failed(pod)]
     if not failed:
         return ended[0] if ended else None
-    begun = min(_created(failed[0]), _ended(failed[0]))
-    return min((pod for pod in failed if _ended(pod) >= begun), key=_ended)
+    begun = min(_find_creation_time(failed[0]), _find_end_time(failed[0]))
+    return min((pod for pod in failed if _find_end_time(pod) >= begun), key=_find_end_time)
 
 
 def _has_failed(pod: Manifest) -> bool:
@@ -152,16 +154,16 @@ def _has_failed(pod: Manifest) -> bool:
     return code not in {ExitCode.OK, *IGNORED_EXIT_CODES} and disruption(pod) is None
 
 
-def _created(pod: Manifest) -> datetime:
+def _find_creation_time(pod: Manifest) -> datetime:
     return parse_time(pod["metadata"]["creationTimestamp"])
 
 
-def _ended(pod: Manifest) -> datetime:
+def _find_end_time(pod: Manifest) -> datetime:
     at = container_state(pod).get("terminated", {}).get("finishedAt")
-    return parse_time(at) if at else _created(pod)
+    return parse_time(at) if at else _find_creation_time(pod)
 
 
-def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
+def find_failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
     """The problem of a failed Job whose deciding pod left no result; pods are sorted newest first."""
     stage = stage_of(job)
     failed = condition(job, "Failed") or {}
@@ -176,7 +178,7 @@ def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
     return trouble or Trouble(
         Reason.STAGE_FAILED,
         f"the {stage} Job failed and its pods are gone. {failed.get('reason', '')}:"
-        f" {quoted(failed.get('message'))}",
+        f" {quote(failed.get('message'))}",
     )
 
 
@@ -186,7 +188,7 @@ def disruption(pod: Manifest) -> str | None:
         return None
     reason = (condition(pod, "DisruptionTarget") or {}).get("reason", "")
     how = DISRUPTIONS.get(reason, f"was ended by the cluster ({reason})")
-    message = quoted(pod["status"].get("message"))
+    message = quote(pod["status"].get("message"))
     advice = f" ({eviction_advice(pod, stage_of(pod))})" if pod["status"].get("reason") == "Evicted" else ""
     return f"{how}: {message}{advice}" if message else how
 
@@ -243,7 +245,7 @@ def _running_sidecar(pod: Manifest) -> tuple[str, datetime] | None:
     if ended_at is None or has_ended(pod) or "deletionTimestamp" in pod["metadata"]:
         return None
     for status in pod["status"]["containerStatuses"]:
-        if status["name"] != CONTAINER and "running" in status.get("state", {}):
+        if status["name"] != TRAINER_CONTAINER and "running" in status.get("state", {}):
             return status["name"], parse_time(ended_at)
     return None
 
@@ -265,7 +267,7 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
         return Trouble(
             Reason.POD_NOT_STARTING,
             f"image {trainer_container(pod).get('image')} of {describe_pod(stage, pod)} cannot be run, check"
-            f" images.trainer of the ComputeProfile: {quoted(ended.get('message'))}",
+            f" images.trainer of the ComputeProfile: {quote(ended.get('message'))}",
         )
     if ended.get("exitCode"):
         return _exit(stage, pod, ended)
@@ -274,7 +276,7 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
 
 def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
     code = ended["exitCode"]
-    message = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
+    message = quote(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
     return Trouble(
         Reason.STAGE_FAILED,
         f"{describe_pod(stage, pod)} ended with exit code {code}: {message}"
@@ -293,7 +295,7 @@ def _init_failure(stage: str, pod: Manifest) -> Trouble | None:
             return Trouble(
                 Reason.POD_NOT_STARTING,
                 f"init container {name}, which the platform adds to the pod, ended with exit code"
-                f" {ended['exitCode']}: {quoted(ended.get('message')) or 'it left no message'}"
+                f" {ended['exitCode']}: {quote(ended.get('message')) or 'it left no message'}"
                 f" (kubectl logs {pod['metadata']['name']} -c {name})",
             )
     return None
@@ -310,7 +312,7 @@ def _answers_failure(stage: str, pod: Manifest, name: str, ended: dict[str, Any]
             f" {_field(pod, resources, 'memory') or 'its memory limit'}",
         )
     code = ended["exitCode"]
-    message = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
+    message = quote(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
     return Trouble(
         Reason.STAGE_FAILED,
         f"{whose} ended with exit code {code}: {message} (kubectl logs {pod['metadata']['name']} -c {name})",
@@ -325,12 +327,12 @@ def _rejected(stage: str, pod: Manifest) -> Trouble | None:
     return Trouble(
         Reason.POD_NOT_STARTING,
         f"node {pod['spec'].get('nodeName', '')} rejected {describe_pod(stage, pod)}. {status['reason']}:"
-        f" {quoted(status.get('message'))} (kubectl describe node shows its free resources)",
+        f" {quote(status.get('message'))} (kubectl describe node shows its free resources)",
     )
 
 
 def _evicted(stage: str, pod: Manifest) -> Trouble:
-    message = quoted(pod["status"].get("message"))
+    message = quote(pod["status"].get("message"))
     return Trouble(
         Reason.EVICTED, f"{describe_pod(stage, pod)} was evicted: {message} ({eviction_advice(pod, stage)})"
     )
@@ -362,7 +364,7 @@ def _field(pod: Manifest, stage: str, name: str) -> str | None:
 PodOutcome = Literal["Succeeded", "OutOfMemory"] | PodEndCause
 
 
-def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
+def add_ended_pods(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
     """The known ends, and those of the pods that ran and did not succeed, in the order of their ends.
 
     If there are too many, ends that other ends caused are left out first, then the oldest. The result with
@@ -370,14 +372,14 @@ def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[E
     """
     ends = {each.pod: each for each in known}
     for pod in pods:
-        end = _end_of(pod)
+        end = _read_end(pod)
         if end is not None:
             ends.setdefault(end.pod, end)
     kept = sorted(ends.values(), key=lambda each: (each.cause != "PeerLost", each.at, each.pod))
     return tuple(sorted(kept[-MAX_ENDED_PODS:], key=lambda each: (each.at, each.pod)))
 
 
-def cause_of_end(pod: Manifest) -> PodOutcome:
+def find_end_cause(pod: Manifest) -> PodOutcome:
     """How a pod ended. A pod that is deleted before its trainer succeeds is preempted."""
     ended = container_state(pod).get("terminated", {})
     code = ended.get("exitCode")
@@ -392,9 +394,9 @@ def cause_of_end(pod: Manifest) -> PodOutcome:
     return "Preemption" if "deletionTimestamp" in pod["metadata"] else "Failure"
 
 
-def _end_of(pod: Manifest) -> EndedPod | None:
+def _read_end(pod: Manifest) -> EndedPod | None:
     finished_at = container_state(pod).get("terminated", {}).get("finishedAt")
-    outcome = cause_of_end(pod)
+    outcome = find_end_cause(pod)
     if not finished_at or outcome == "Succeeded":
         return None
     cause: PodEndCause = "Failure" if outcome == "OutOfMemory" else outcome

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the pods of a Job waited for a node, started, and waited for each other.
+"""Device time of a stage over all its pods: requested, held, used and lost.
+
+How long the pods of a Job waited for a node, started, and waited for each other.
 
 From timestamps of the Job and its pods alone. A pod holds its devices from its scheduling to its end.
 
@@ -30,7 +32,7 @@ from finetune_operator.observe.pod_status import (
     parse_time,
     running_span,
 )
-from finetune_operator.observe.pod_termination import with_ended
+from finetune_operator.observe.pod_termination import add_ended_pods
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -183,13 +185,13 @@ def stage_usage(
         update={
             "profile": labels.get(PROFILE),
             "queued_seconds": old.queued_seconds + window.seconds(created, min(start for start, _ in spans)),
-            "seconds": old.seconds + sum(window.seconds(*span) for span in _merged(spans)),
+            "seconds": old.seconds + sum(window.seconds(*span) for span in _merge_spans(spans)),
             "queued_device_seconds": _total(old.queued_device_seconds, times.queued * devices),
             "starting_device_seconds": _total(old.starting_device_seconds, times.starting * devices),
             "device_seconds": old.device_seconds + sum(window.seconds(*span) for span in spans) * devices,
-            "lost": with_lost(old.lost, "Waiting", waiting),
+            "lost": add_lost(old.lost, "Waiting", waiting),
             "until": window.until,
-            "ended": (with_ended(old.ended or (), pods) or None) if devices else None,
+            "ended": (add_ended_pods(old.ended or (), pods) or None) if devices else None,
         }
     )
 
@@ -199,7 +201,7 @@ def _total(before: float | None, seconds: float) -> float | None:
     return round((before or 0) + seconds, 3) or None
 
 
-def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+def _merge_spans(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
     """Merge overlapping spans."""
     merged: list[tuple[datetime, datetime]] = []
     for start, end in sorted(spans):
@@ -210,7 +212,7 @@ def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, 
     return merged
 
 
-def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
+def finish_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
     """The status entry of a finished stage; without times if its pods disappeared before the first pass."""
     if usage is None or usage.name != stage:
         return StageStatus(name=stage)
@@ -227,7 +229,7 @@ def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
     )
 
 
-def with_lost(
+def add_lost(
     lost: tuple[LostDeviceTime, ...] | None, cause: LostCause, device_seconds: float
 ) -> tuple[LostDeviceTime, ...] | None:
     """The lost time with more of this cause, in the order of the causes; None if none is lost."""
@@ -248,7 +250,7 @@ def sum_lost(stages: Iterable[StageTimes]) -> tuple[LostDeviceTime, ...] | None:
     total: tuple[LostDeviceTime, ...] | None = None
     for times in stages:
         for each in times.lost or ():
-            total = with_lost(total, each.cause, each.device_seconds)
+            total = add_lost(total, each.cause, each.device_seconds)
     return total
 
 

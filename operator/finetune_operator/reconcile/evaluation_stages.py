@@ -18,7 +18,7 @@ from finetune_operator.api.evaluation_metrics import (
 )
 from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import MeasuredData, subjects_of
+from finetune_operator.manifests.configs import MeasuredData, select_subjects
 from finetune_operator.manifests.labels import RUN, STAGE
 from finetune_operator.manifests.own_metrics import ScoredFolders
 from finetune_operator.manifests.peers import peer_name
@@ -27,11 +27,11 @@ from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.manifests.weights import live_model as live_model_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.records.references import check_location, resolve_version
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, reopen
 from finetune_operator.reconcile.stages.jobs import running_orphans
-from finetune_operator.reconcile.stages.stage_request import StagePass, without_result
+from finetune_operator.reconcile.stages.stage_request import StagePass, fail_without_result
 from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import LiveModel
@@ -44,10 +44,10 @@ SCORE: Final[Stage] = "score"
 
 def compares_live(spec: EvaluationSettings) -> bool:
     """Whether the evaluation measures the champion of the model line."""
-    return "Live" in subjects_of(spec)
+    return "Live" in select_subjects(spec)
 
 
-def champion_of(snapshot: Snapshot, line: str) -> ComparedChampion:
+def find_champion(snapshot: Snapshot, line: str) -> ComparedChampion:
     """The champion of a model line at present."""
     champion = snapshot.checkpoints.champion(line)
     if champion is None:
@@ -55,9 +55,9 @@ def champion_of(snapshot: Snapshot, line: str) -> ComparedChampion:
     return ComparedChampion(checkpoint=champion.name, digest=champion.spec.digest)
 
 
-def rival_of(snapshot: Snapshot, line: str, evaluated: str) -> ComparedChampion:
+def find_rival(snapshot: Snapshot, line: str, evaluated: str) -> ComparedChampion:
     """The champion, unless it is the evaluated Checkpoint, which is not compared with itself."""
-    now = champion_of(snapshot, line)
+    now = find_champion(snapshot, line)
     return ComparedChampion() if now.checkpoint == evaluated else now
 
 
@@ -144,8 +144,8 @@ def measured_data(
 
 
 def measure(
-    run: StagePass[Any], spec: EvaluationSettings, run_stage: Callable[[Stage], StageResult | Halt]
-) -> EvaluateResult | Halt:
+    run: StagePass[Any], spec: EvaluationSettings, run_stage: Callable[[Stage], StageResult | PassOutcome]
+) -> EvaluateResult | PassOutcome:
     """The result of evaluate, with the custom metrics that score computes of its answers; else how one ended.
 
     Args:
@@ -159,7 +159,7 @@ def measure(
         return result
     evaluated = result.evaluate
     if evaluated is None:
-        return without_result(EVALUATE)
+        return fail_without_result(EVALUATE)
     keep_sources(run, evaluated)
     if not spec.custom_metrics:
         return evaluated
@@ -172,7 +172,7 @@ def measure(
     if not isinstance(scored, StageResult):
         return scored
     if scored.score is None:
-        return without_result(SCORE)
+        return fail_without_result(SCORE)
     return evaluated.model_copy(
         update={
             "scores": (*evaluated.scores, *scored.score.scores),

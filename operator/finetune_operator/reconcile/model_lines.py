@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Approval, age and deletion of a Checkpoint.
+"""Model lines: their Checkpoints and the scores of these, their champion, and the promotion rule.
+
+Approval, age and deletion of a Checkpoint.
 
 Whose scores of a Checkpoint count where: those of the run that made it, or those of an Evaluation.
 
@@ -7,8 +9,8 @@ An index of Checkpoints that knows the champion of each model line.
 
 The promotion rule: whether a Checkpoint becomes the champion of its model line, or why it does not.
 
-A run ends with `verdict`. The Checkpoint's reconciler, which alone writes `promotedAt` (decision 3), uses
-`decide`, which also considers the approval or rejection by a person.
+A run ends with `decide_end_of_run`. The Checkpoint's reconciler, which alone writes `promotedAt`
+(decision 3), uses `decide_promotion`, which also considers the approval or rejection by a person.
 """
 
 import sys
@@ -24,8 +26,8 @@ from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import NEVER_PROMOTED, RECORDED_AT
-from finetune_operator.reconcile.verdicts import verdict_text, vetoes_of
-from finetune_operator.status.conditions import find, is_cancelled, is_finished
+from finetune_operator.reconcile.verdicts import find_vetoes, verdict_text
+from finetune_operator.status.conditions import find_condition, is_cancelled, is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
@@ -346,7 +348,7 @@ class Decision:
     """About the Checkpoint, without its name."""
 
 
-def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointIndex) -> Decision:
+def decide_promotion(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointIndex) -> Decision:
     """Decide whether the Checkpoint is promoted. `job` is the run that made it, None if it no longer exists.
 
     A rejection has priority and also withdraws a promotion. A promotion that is not withdrawn stays. Nothing
@@ -358,7 +360,7 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
         return Decision(Reason.REJECTED, f"rejected: {approval.reason or 'no reason given'}")
     if checkpoint.status.promoted_at is not None:
         # The condition keeps the reason for the promotion.
-        known = find(checkpoint.status.conditions, ConditionType.PROMOTED)
+        known = find_condition(checkpoint.status.conditions, ConditionType.PROMOTED)
         if known is not None and known.reason == Reason.PROMOTED:
             return Decision(Reason.PROMOTED, known.message)
         return Decision(Reason.PROMOTED, f"promoted in model line {line}")
@@ -376,7 +378,9 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
     return decision
 
 
-def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champion: str | None) -> Decision:
+def decide_end_of_run(
+    job: FineTuneJob, evaluation: EvaluationStatus | None, current_champion: str | None
+) -> Decision:
     """The decision of a run on the Checkpoint that it evaluated, by its evaluation and `spec.promotion`.
 
     `current_champion` is the name of the line's champion. If the evaluation names another one, the reason is
@@ -389,7 +393,7 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
         return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not evaluated it yet")
     gates, mode = "; ".join(gate.message for gate in evaluation.gates), job.spec.promotion.mode
     next_step = f"{READ}To{TRY_AGAIN}" if mode == "Never" else f"{READ}{APPROVE}{TRY_AGAIN}"
-    if vetoes_of(evaluation):
+    if find_vetoes(evaluation):
         return Decision(Reason.VETOED, verdict_text(evaluation))
     if evaluation.verdict == "Failed":
         return Decision(Reason.GATE_FAILED, f"{gates}{next_step}")
@@ -438,7 +442,7 @@ def _by_run(checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: s
     if evaluation is not None and is_cancelled(job):
         message = f"FineTuneJob {job.name} was cancelled: set spec.approval of the Checkpoint to promote it"
         return Decision(Reason.NOT_PROMOTED, message)
-    return verdict(job, evaluation, current_champion)
+    return decide_end_of_run(job, evaluation, current_champion)
 
 
 def _by_approval(checkpoint: Checkpoint, best: Checkpoint | None) -> Decision:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a step of a reconcile ends if the chain does not continue.
+"""How a pass ends, and the conditions, phase and event that show it (kstatus).
+
+How a step of a reconcile ends if the chain does not continue.
 
 The end of a pass as conditions, phase and event. All kinds write their kstatus state here.
 
@@ -78,7 +80,7 @@ class Suspended:
     message: str
 
 
-Halt = Working | Blocked | Failed | Done | Suspended
+PassOutcome = Working | Blocked | Failed | Done | Suspended
 
 
 Reconciled = (
@@ -129,7 +131,7 @@ class PassResult(Generic[S]):
 def finish_pass(
     resource: Reconciled,
     status: S,
-    halt: Halt,
+    halt: PassOutcome,
     now: datetime,
     *,
     announce_failure: EventReason | None = None,
@@ -149,7 +151,7 @@ def finish_pass(
         update["conditions"] = _set(status.conditions, type_, halt, resource.metadata.generation, now)
     if type_ in conditions.STATES and resource.kind in DONE_PHASES:
         update["phase"] = _phase(resource.kind, halt)
-    before = None if type_ is None else conditions.find(resource.status.conditions, type_)
+    before = None if type_ is None else conditions.find_condition(resource.status.conditions, type_)
     is_new = before is None or before.reason != halt.reason
     event = _event(halt, announce_failure) if is_new else None
     return PassResult(
@@ -166,7 +168,7 @@ def block(resource: Resource, reason: str, message: str, now: datetime) -> PassR
     return finish_pass(resource, resource.status, Blocked(reason, message), now)
 
 
-def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
+def _condition_of(resource: Reconciled, halt: PassOutcome) -> ConditionType | None:
     """The condition that shows the end of the pass; None if there is none.
 
     A finished run or Evaluation keeps its verdict, so later passes set no condition. A prepared Dataset stays
@@ -181,23 +183,23 @@ def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
 
 
 def _set(
-    known: tuple[Condition, ...], type_: ConditionType, halt: Halt, generation: int, now: datetime
+    known: tuple[Condition, ...], type_: ConditionType, halt: PassOutcome, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
     if type_ in conditions.STATES:
-        return conditions.enter(known, type_, halt.reason, halt.message, generation=generation, now=now)
-    return conditions.with_condition(
+        return conditions.enter_state(known, type_, halt.reason, halt.message, generation=generation, now=now)
+    return conditions.set_condition(
         known, type_, "False", halt.reason, halt.message, generation=generation, now=now
     )
 
 
-def _phase(kind: str, halt: Halt) -> str:
+def _phase(kind: str, halt: PassOutcome) -> str:
     if halt.reason == Reason.CANCELLED:
         return halt.reason
     return DONE_PHASES[kind] if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
 
 
-def _event(halt: Halt, announce_failure: EventReason | None) -> Event | None:
-    message = conditions.shortened(halt.message)
+def _event(halt: PassOutcome, announce_failure: EventReason | None) -> Event | None:
+    message = conditions.shorten(halt.message)
     match halt:
         case Blocked():
             return Event("Warning", EventReason.BLOCKED, message)

@@ -7,12 +7,12 @@ from typing import Literal
 from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import EventReason
 
 
 @dataclass(slots=True)
-class Draft:
+class PlanBuilder:
     """Creates, deletes and events of one pass; `plan` adds the status."""
 
     snapshot: Snapshot
@@ -41,7 +41,7 @@ class Draft:
         self, reason: EventReason, message: str, type_: Literal["Normal", "Warning"] = "Normal"
     ) -> None:
         """Add an event about the reconciled object. Events take as much text as conditions."""
-        self.events.append(Event(type_, reason, shortened(message)))
+        self.events.append(Event(type_, reason, shorten(message)))
 
     def plan(
         self,

@@ -50,7 +50,7 @@ def _of(
     needs: Callable[[R, Snapshot], Needs] = lambda *_: NOTHING,
 ) -> Reconciler:
     def all_needs(resource: R, snapshot: Snapshot) -> Needs:
-        return queues.merged(
+        return queues.merge_needs(
             needs(resource, snapshot), queues.admission_needs(snapshot), refusal_needs(snapshot)
         )
 

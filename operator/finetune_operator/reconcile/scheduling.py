@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks for passes that must not overlap, because each one depends on what the other ones write.
+"""Scheduling of passes: the objects that a change concerns, and locks for passes that must not overlap.
+
+Locks for passes that must not overlap, because each one depends on what the other ones write.
 
 The objects to reconcile after a change of another one. The cost is proportional to their number.
 """
@@ -14,7 +16,7 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
-from finetune_operator.observe.device_usage import job_devices, profile_of, use_of
+from finetune_operator.observe.device_usage import job_devices, read_profile, read_use
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,
@@ -37,7 +39,7 @@ from finetune_operator.reconcile.inputs.indexes import (
 )
 from finetune_operator.reconcile.model_lines import CheckpointIndex
 from finetune_operator.reconcile.records.retention import waits_for_users
-from finetune_operator.status.budget_use import exhausted, is_counted
+from finetune_operator.status.budget_use import find_exhausted, is_counted
 
 LockName = tuple[str, ...]
 """Key of a lock that a pass holds."""
@@ -245,7 +247,7 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
     old, new = change.old, change.new
     if old is not None and new is not None and _profile_text(old) == _profile_text(new):
         # Of its status, other objects read only whether their namespace may use more.
-        for namespace in exhausted(old) - exhausted(new):
+        for namespace in find_exhausted(old) - find_exhausted(new):
             yield from _first_in_line(namespace, change.name, objects)
         if not is_counted(old) and is_counted(new):
             for kind in ("FineTuneJob", "Evaluation"):
@@ -284,13 +286,13 @@ def _of_job(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     yield from _owner(change, objects)
     before, after = (0 if job is None else job_devices(job) for job in (change.old, change.new))
     if after < before:
-        yield from _first_in_line(change.namespace, profile_of(change.known), objects)
+        yield from _first_in_line(change.namespace, read_profile(change.known), objects)
 
 
 def _of_pod(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """Its owner, and a ComputeProfile with a budget when the pod begins or ends to use devices."""
     yield from _owner(change, objects)
-    before, after = (use_of(pod) if pod is not None else None for pod in (change.old, change.new))
+    before, after = (read_use(pod) if pod is not None else None for pod in (change.old, change.new))
     had_ended = before is not None and before.ended_at is not None
     if before == after or (after is None and had_ended):
         return

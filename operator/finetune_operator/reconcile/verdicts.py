@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trainer measured, in the form in which gates and statuses use it.
+"""The verdict of an evaluation from its result: figures, gates, vetoes, entry in a status.
+
+What a trainer measured, in the form in which gates and statuses use it.
 
 Warn about gates that are decided by the point value of few rows.
 
@@ -32,15 +34,15 @@ from finetune_operator.api.evaluation import (
     Verdict,
 )
 from finetune_operator.api.meta import Name
-from finetune_operator.manifests.configs import is_over_live, opponents_of
-from finetune_operator.status.conditions import shortened
+from finetune_operator.manifests.configs import is_over_live, map_opponents
+from finetune_operator.status.conditions import shorten
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import CheckFinding as MeasuredFinding
 from finetune_trainer.contract.evaluation import GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.metrics import METRIC_PATTERN, find_metric
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Measurements:
         )
 
 
-def shown_scores(scores: tuple[Score, ...], gated: frozenset[str]) -> tuple[Score, ...]:
+def select_scores(scores: tuple[Score, ...], gated: frozenset[str]) -> tuple[Score, ...]:
     """The scores that a status has room for, in their order; those of metrics in `gated` have priority."""
     if len(scores) <= MAX_SCORES:
         return scores
@@ -118,7 +120,8 @@ def few_rows_warning(gates: tuple[Gate, ...], scores: tuple[Score, ...]) -> str 
     counts = sorted(set(few.values()))
     rows = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"Gates on {listed(tuple(few))} are decided by the values of {rows} rows; with fewer than {MIN_ROWS}"
+        f"Gates on {join_names(tuple(few))} are decided by the values of {rows} rows; with fewer than "
+        f"{MIN_ROWS}"
         " rows, chance alone can move a share by 0.1: add test rows, or set gates[].confidence"
     )
 
@@ -129,7 +132,7 @@ MAX_GATE_MESSAGE_CHARACTERS: Final = 400
 WORST_FIRST: Final[tuple[GateVerdict, ...]] = ("Failed", "Undecided", "NotApplicable", "Passed")
 
 
-def decide(gates: tuple[Gate, ...], measured: Measurements) -> tuple[tuple[GateResult, ...], Verdict]:
+def decide_gates(gates: tuple[Gate, ...], measured: Measurements) -> tuple[tuple[GateResult, ...], Verdict]:
     """The result of each gate, and the verdict: the worst of failed, undecided and passed.
 
     A finding that vetoes the promotion makes the verdict `Failed`, with or without gates. A gate that
@@ -179,7 +182,7 @@ class _GateDecision:
             metric=gate.metric,
             over=over,
             verdict=min((part.verdict for part in parts), key=WORST_FIRST.index),
-            message=shortened(", ".join(part.message for part in parts), MAX_GATE_MESSAGE_CHARACTERS),
+            message=shorten(", ".join(part.message for part in parts), MAX_GATE_MESSAGE_CHARACTERS),
             value=value,
             low=rounded(figures.low),
             high=rounded(figures.high),
@@ -320,8 +323,8 @@ def evaluation_status(
     """
     # A champion that was measured decides, even if it was deleted since.
     had_champion = champion is not None or result.live is not None
-    measured = Measurements.of(result, has_champion=had_champion, opponents=opponents_of(spec))
-    gates, verdict = decide(spec.gates, measured)
+    measured = Measurements.of(result, has_champion=had_champion, opponents=map_opponents(spec))
+    gates, verdict = decide_gates(spec.gates, measured)
     engine = result.engine
     # Vetoes first, so that a long list of findings cannot hide them.
     findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
@@ -331,13 +334,12 @@ def evaluation_status(
         dataset_version=dataset_version,
         dataset_digest=dataset_digest,
         split=result.split,
-        scores=shown_scores(measured.scores, frozenset(gate.metric for gate in spec.gates)),
+        scores=select_scores(measured.scores, frozenset(gate.metric for gate in spec.gates)),
         gates=gates,
         verdict=verdict,
         reason=Reason.VETOED if any(finding.veto for finding in findings) else None,
         findings=tuple(
-            CheckFinding(check=each.check, veto=each.veto, message=shortened(each.message))
-            for each in findings
+            CheckFinding(check=each.check, veto=each.veto, message=shorten(each.message)) for each in findings
         )
         or None,
         champion=champion,
@@ -348,7 +350,9 @@ def evaluation_status(
     )
 
 
-def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | None) -> EvaluateResult:
+def drop_other_champions(
+    spec: EvaluationSettings, result: EvaluateResult, digest: str | None
+) -> EvaluateResult:
     """The result without figures of another champion.
 
     If a pod is gone, its result is read from the store, which has only the newest one.
@@ -356,7 +360,7 @@ def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | 
     if result.live == digest:
         return result
     over_live = {index for index, gate in enumerate(spec.gates) if is_over_live(spec, gate)}
-    judges = {metric for metric, against in opponents_of(spec).items() if against == "Live"}
+    judges = {metric for metric, against in map_opponents(spec).items() if against == "Live"}
     other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
     return result.model_copy(
         update={
@@ -372,11 +376,11 @@ def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | 
 
 def verdict_text(evaluation: EvaluationStatus) -> str:
     """What decided: vetoes, and the gates."""
-    vetoes = (finding.message for finding in vetoes_of(evaluation))
+    vetoes = (finding.message for finding in find_vetoes(evaluation))
     return "; ".join((*vetoes, *(gate.message for gate in evaluation.gates))) or "no gates"
 
 
-def vetoes_of(evaluation: EvaluationStatus) -> tuple[CheckFinding, ...]:
+def find_vetoes(evaluation: EvaluationStatus) -> tuple[CheckFinding, ...]:
     """The findings that block the promotion."""
     return tuple(finding for finding in evaluation.findings or () if finding.veto)
 
@@ -396,7 +400,7 @@ MAX_TEXT: Final = 96
 """Characters of the message of a gate or finding."""
 
 
-def condensed(entry: EvaluationStatus) -> EvaluationStatus:
+def condense(entry: EvaluationStatus) -> EvaluationStatus:
     """The entry with the first scores, gates and findings, and without the figures in messages of gates.
 
     Scores of the tuned model and of gated metrics have priority, and so have gates that did not pass. The
@@ -416,12 +420,12 @@ def condensed(entry: EvaluationStatus) -> EvaluationStatus:
                     metric=gate.metric,
                     over=gate.over,
                     verdict=gate.verdict,
-                    message=shortened(gate.message, MAX_TEXT),
+                    message=shorten(gate.message, MAX_TEXT),
                 )
                 for gate in gates
             ),
             "findings": tuple(
-                finding.model_copy(update={"message": shortened(finding.message, MAX_TEXT)})
+                finding.model_copy(update={"message": shorten(finding.message, MAX_TEXT)})
                 for finding in (entry.findings or ())[:MAX_ENTRY_FINDINGS]
             )
             or None,

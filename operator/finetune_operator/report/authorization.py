@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rate limits by token buckets.
+"""Who may report: token reviews, their limits, and the run of the caller.
+
+Rate limits by token buckets.
 
 Results of token reviews, kept by the token's hash, and limits of the reviews.
 
@@ -46,7 +48,7 @@ class TokenBucket:
         return True
 
 
-class Buckets:
+class KeyedTokenBuckets:
     """One bucket per key, for the `remembered` most recently used keys."""
 
     def __init__(
@@ -131,8 +133,12 @@ class ReviewedTokens(Generic[Result]):
         self._refused: _Recent[bytes, _Reviewed[Result]] = _Recent()
         self._trusted_sources: _Recent[str, None] = _Recent()
         self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEW_BURST, clock)
-        self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock)
-        self._tokens = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock)
+        self._sources = KeyedTokenBuckets(
+            SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock
+        )
+        self._tokens = KeyedTokenBuckets(
+            SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock
+        )
 
     async def result(self, token: str, source: str) -> Result:
         """The result of the token's review, from memory if it is known.

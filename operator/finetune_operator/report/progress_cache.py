@@ -33,7 +33,7 @@ class _Run:
     announced_at: float = float("-inf")
 
 
-class ProgressBoard:
+class ProgressCache:
     """Newest reports, one entry per run until the run's object is deleted."""
 
     def __init__(self, announce: Announce, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EndpointSlice that routes the report Service, which has no selector, to the active process.
+"""The server of POST /v1/reports, and how the active process publishes it.
+
+EndpointSlice that routes the report Service, which has no selector, to the active process.
 
 HTTPS server of `POST /v1/reports`.
 
@@ -25,9 +27,15 @@ from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.plan import Manifest
 from finetune_operator.report import certificate
-from finetune_operator.report.authorization import Authorizer, Buckets, Caller, ReportDenied, TooManyReviews
+from finetune_operator.report.authorization import (
+    Authorizer,
+    Caller,
+    KeyedTokenBuckets,
+    ReportDenied,
+    TooManyReviews,
+)
 from finetune_operator.report.certificate import Certificate, host_of
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH
 from finetune_trainer.contract.progress import Report
@@ -83,7 +91,7 @@ class ReportServer:
     def __init__(
         self,
         authorizer: Authorizer,
-        board: ProgressBoard,
+        board: ProgressCache,
         active: Callable[[], bool],
         answered: Callable[[int], None],
     ) -> None:
@@ -91,7 +99,7 @@ class ReportServer:
         self._board = board
         self._active = active
         self._answered = answered
-        self._buckets = Buckets(REPORTS_PER_SECOND, REPORT_BURST, MAX_REMEMBERED_PODS)
+        self._buckets = KeyedTokenBuckets(REPORTS_PER_SECOND, REPORT_BURST, MAX_REMEMBERED_PODS)
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int, context: ssl.SSLContext) -> None:

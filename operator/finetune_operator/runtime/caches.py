@@ -6,12 +6,17 @@ from typing import Final
 
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import API_VERSION, GROUP
-from finetune_operator.engine.cache_memory import MEBIBYTE, NEVER, NamespaceBound, PackingPolicy
+from finetune_operator.engine.cache_memory import (
+    MEBIBYTE,
+    NEVER_COMPRESSED,
+    CompressionPolicy,
+    NamespaceBound,
+)
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import INDEXERS, address, has_ended, namespace_of
-from finetune_operator.reconcile.inputs.related_types import SECONDARIES, Secondary, children_of
+from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, RelatedType, children_of
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -41,7 +46,7 @@ class Caches:
 
     def __init__(
         self,
-        secondaries: tuple[Secondary, ...] = SECONDARIES,
+        secondaries: tuple[RelatedType, ...] = RELATED_TYPES,
         *,
         max_namespace_mebibytes: int = MAX_NAMESPACE_MEBIBYTES,
     ) -> None:
@@ -49,8 +54,8 @@ class Caches:
         self.kinds = {
             name: ObjectStore(
                 INDEXERS.get(name),
-                read_only_marks(TRANSFORMS.get(name, _whole)),
-                SETTLED.get(name, NEVER),
+                drop_unread_marks(TRANSFORMS.get(name, _whole)),
+                COMPRESSED_WHEN.get(name, NEVER_COMPRESSED),
                 keep_managers=name in RECORDS,
                 bound=self.bound,
             )
@@ -59,7 +64,7 @@ class Caches:
         self.child_types = children_of(secondaries)
         self.children = {
             each.type: ObjectStore(
-                {BY_OWNER: _in_namespace(each.owners)}, read_only_marks(each.kept), bound=self.bound
+                {BY_OWNER: _qualify_owners(each.owners)}, drop_unread_marks(each.kept), bound=self.bound
             )
             for each in self.child_types
         }
@@ -77,7 +82,7 @@ class Caches:
                 yield Key(kind, namespace, name)
 
 
-def read_only_marks(kept: Transform) -> Transform:
+def drop_unread_marks(kept: Transform) -> Transform:
     """The transform, and without the labels and annotations that nothing reads, which may have 256 KiB."""
 
     def transform(obj: Manifest) -> Manifest:
@@ -94,7 +99,7 @@ def read_only_marks(kept: Transform) -> Transform:
     return transform
 
 
-def _in_namespace(owners: Indexer) -> Indexer:
+def _qualify_owners(owners: Indexer) -> Indexer:
     def addresses(obj: Manifest) -> Iterator[str]:
         return (address(namespace_of(obj), uid) for uid in owners(obj))
 
@@ -134,16 +139,16 @@ def _phase(job: Manifest) -> str:
     return phase
 
 
-def _measured(evaluation: Manifest) -> str:
+def _find_newest_measurement(evaluation: Manifest) -> str:
     """Time of the newest scores of the Evaluation; empty if it has none."""
     scores = (evaluation.get("status") or {}).get("evaluations") or ()
     return max((entry.get("measuredAt") or "" for entry in scores), default="")
 
 
-SETTLED: Final[Mapping[str, PackingPolicy]] = {
-    "FineTuneJob": PackingPolicy(_is_finished_run, _phase),
-    "Evaluation": PackingPolicy(_is_finished_run, _measured),
-    "Checkpoint": PackingPolicy(_has_conditions),
-    "DatasetVersion": PackingPolicy(_has_conditions),
+COMPRESSED_WHEN: Final[Mapping[str, CompressionPolicy]] = {
+    "FineTuneJob": CompressionPolicy(_is_finished_run, _phase),
+    "Evaluation": CompressionPolicy(_is_finished_run, _find_newest_measurement),
+    "Checkpoint": CompressionPolicy(_has_conditions),
+    "DatasetVersion": CompressionPolicy(_has_conditions),
 }
 """Policies for history: objects whose number only grows, and that passes seldom read."""

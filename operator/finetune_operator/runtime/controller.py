@@ -24,9 +24,9 @@ from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.reconcile.pass_outcome import block
 from finetune_operator.reconcile.registry import RECONCILERS
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.definitions import APPLY
+from finetune_operator.runtime.definitions import UPGRADE_ADVICE
 from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_operator.status.reasons import EventReason, Reason
@@ -39,7 +39,7 @@ request it repeatedly, and a namespace takes longer to be deleted and created ag
 
 OLD_DEFINITIONS: Final = (
     "the CustomResourceDefinitions in this cluster are older than this operator, so it cannot write the"
-    f" status: {APPLY}"
+    f" status: {UPGRADE_ADVICE}"
 )
 
 
@@ -57,7 +57,7 @@ class Controller:
         executor: Executor,
         events: EventRecorder,
         lookups: Lookups,
-        board: ProgressBoard,
+        board: ProgressCache,
         metrics: OperatorMetrics,
         facts: Callable[[], OperatorFacts],
         clock: Callable[[], float] = time.monotonic,
@@ -128,7 +128,7 @@ class Controller:
         """Compute the plan. Status fields and values of a newer release are kept."""
         unknown = [path for path in self._reader.unknown(key) if path.startswith("spec.")]
         if unknown and resource.metadata.deletion_timestamp is None:
-            result = block(resource, Reason.UNKNOWN_VALUES, _unknown(unknown), snapshot.now)
+            result = block(resource, Reason.UNKNOWN_VALUES, _describe_unknown(unknown), snapshot.now)
             plan = Plan(status=result.manifest, events=result.events)
         else:
             plan = RECONCILERS[key.kind].reconcile(resource, snapshot)
@@ -234,7 +234,7 @@ class Controller:
                 self._service_accounts.setdefault(metadata["namespace"], {})[metadata["name"]] = self._clock()
 
 
-def _unknown(paths: list[str]) -> str:
+def _describe_unknown(paths: list[str]) -> str:
     named = ", ".join(paths[:MAX_NAMES_IN_MESSAGE])
     return (
         f"this release of the operator does not know the value of {named}: upgrade the operator, or write a"

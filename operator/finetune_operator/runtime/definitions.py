@@ -21,7 +21,7 @@ from finetune_operator.plan import Manifest
 
 RECHECK_SECONDS: Final = 5.0
 MAX_NAMES_IN_MESSAGE: Final = 3
-APPLY: Final = (
+UPGRADE_ADVICE: Final = (
     "upgrade the chart finetune-operator-crds, or kubectl apply --server-side --force-conflicts -f crds/"
 )
 
@@ -60,7 +60,7 @@ class Definitions:
                     logger.error(
                         "waiting for the CustomResourceDefinitions of this release. %s: %s",
                         "; ".join(found),
-                        APPLY,
+                        UPGRADE_ADVICE,
                     )
                 self._outdated = found
                 if not found:
@@ -74,7 +74,7 @@ class Definitions:
             if installed is None:
                 yield f"{name} is not installed"
                 continue
-            missing = sorted(missing_in(_schema(installed), _wanted(kind)))
+            missing = sorted(find_missing(_schema(installed), _wanted(kind)))
             if missing:
                 more = (
                     f" and {len(missing) - MAX_NAMES_IN_MESSAGE} more"
@@ -84,7 +84,7 @@ class Definitions:
                 yield f"{name} is outdated: it lacks {', '.join(missing[:MAX_NAMES_IN_MESSAGE])}{more}"
 
 
-def missing_in(installed: Manifest, wanted: Manifest, path: str = "") -> Iterator[str]:
+def find_missing(installed: Manifest, wanted: Manifest, path: str = "") -> Iterator[str]:
     """Paths of fields and enum values that `wanted` has and `installed` lacks."""
     values: list[str] = wanted.get("enum", [])
     yield from (f"{path}={value}" for value in values if value not in installed.get("enum", values))
@@ -94,10 +94,10 @@ def missing_in(installed: Manifest, wanted: Manifest, path: str = "") -> Iterato
         if name not in known:
             yield where
         else:
-            yield from missing_in(known[name], part, where)
+            yield from find_missing(known[name], part, where)
     for inner in ("items", "additionalProperties"):
         if isinstance(wanted.get(inner), dict) and isinstance(installed.get(inner), dict):
-            yield from missing_in(installed[inner], wanted[inner], f"{path}[]")
+            yield from find_missing(installed[inner], wanted[inner], f"{path}[]")
 
 
 @cache

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may read the metrics: callers that Kubernetes authenticates and authorizes.
+"""HTTP servers of the process: probes, and metrics for callers that may read them.
+
+Who may read the metrics: callers that Kubernetes authenticates and authorizes.
 
 HTTPS server of /metrics for callers that may read it.
 
@@ -28,7 +30,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.report import certificate
 from finetune_operator.report.authorization import ReviewedTokens, TooManyReviews
 
-PATH: Final = "/metrics"
+METRICS_PATH: Final = "/metrics"
 REMEMBERED_SECONDS: Final = 60.0
 """Time for which a decision holds, so that Prometheus causes two reviews a minute."""
 
@@ -81,18 +83,18 @@ class MetricsAccess:
         kind = {"apiVersion": SUBJECT_ACCESS_REVIEW.api_version, "kind": SUBJECT_ACCESS_REVIEW.kind}
         spec = {
             "user": user["username"],
-            "nonResourceAttributes": {"path": PATH, "verb": "get"},
+            "nonResourceAttributes": {"path": METRICS_PATH, "verb": "get"},
             **{key: user[key] for key in ("uid", "groups", "extra") if user.get(key)},
         }
         answer = await self._cluster.create({**kind, "spec": spec})
         if not answer.get("status", {}).get("allowed"):
-            return MetricsRefusal(403, f"{user['username']} may not get the URL {PATH}")
+            return MetricsRefusal(403, f"{user['username']} may not get the URL {METRICS_PATH}")
         return None
 
 
 logger = logging.getLogger(__name__)
 
-FILES: Final = ("tls.crt", "tls.key")
+TLS_FILES: Final = ("tls.crt", "tls.key")
 
 
 class MetricsServer:
@@ -110,7 +112,7 @@ class MetricsServer:
 
     async def start(self, port: int, context: ssl.SSLContext) -> None:
         app = web.Application()
-        app.router.add_get(PATH, self._metrics)
+        app.router.add_get(METRICS_PATH, self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, port=port, ssl_context=context).start()
@@ -132,7 +134,7 @@ class MetricsServer:
             return web.Response(status=503, text="the API server did not review the token\n")
         if refusal is not None:
             return web.Response(status=refusal.status, text=f"{refusal.reason}\n")
-        return await exposition(self._registry)
+        return await render_metrics(self._registry)
 
 
 class _Collected(Collector):
@@ -145,7 +147,7 @@ class _Collected(Collector):
         return self._metrics
 
 
-async def exposition(registry: Collector) -> web.Response:
+async def render_metrics(registry: Collector) -> web.Response:
     """The response with the metrics as text.
 
     The event loop reads the caches, and a thread makes the text: with 2,000 endpoints each takes 60 ms.
@@ -154,7 +156,7 @@ async def exposition(registry: Collector) -> web.Response:
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def tls_context(folder: str, service: str, namespace: str) -> ssl.SSLContext:
+def make_tls_context(folder: str, service: str, namespace: str) -> ssl.SSLContext:
     """TLS context with the certificate in a folder, or with a new one that no CA has signed.
 
     Args:
@@ -167,7 +169,7 @@ def tls_context(folder: str, service: str, namespace: str) -> ssl.SSLContext:
     """
     if not folder:
         return certificate.make(service, namespace, datetime.now(UTC)).context()
-    files = [Path(folder, name) for name in FILES]
+    files = [Path(folder, name) for name in TLS_FILES]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     loaded: list[float] = []
 
@@ -257,4 +259,4 @@ class ProbeServer:
         return web.json_response(answer, status=503 if waiting or outdated is None or outdated else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return await exposition(self._registry)
+        return await render_metrics(self._registry)

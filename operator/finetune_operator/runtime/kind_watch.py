@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the caches of the operator's kinds current: Kopf's watches, and lists that repair what they miss.
+"""Kopf's watch of the operator's kinds, and the lists that repair what it misses.
+
+Keep the caches of the operator's kinds current: Kopf's watches, and lists that repair what they miss.
 
 Kopf's watch of the operator's kinds: it sends every event to a sink.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms as the active process: work only while this process holds the Lease.
+"""Terms as the active process: when one begins and ends, and its work.
+
+Terms as the active process: work only while this process holds the Lease.
 
 A process may be frozen at any time. The fence (`Lease.check`) ensures that it then sends no late write.
 
@@ -24,7 +26,7 @@ from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportEndpoint
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
@@ -82,7 +84,7 @@ class Leadership:
                     acquire.result()
                     await self._term(stop)
                 else:
-                    await _cancelled(acquire)
+                    await _cancel(acquire)
         finally:
             stop.cancel()
 
@@ -97,13 +99,13 @@ class Leadership:
         give_way = asyncio.create_task(self._installations.wait_until_preceded())
         await asyncio.wait({keep, work, give_way, stop}, return_when=asyncio.FIRST_COMPLETED)
         self._queue.close()
-        await _cancelled(give_way)
+        await _cancel(give_way)
         if not keep.done():
             await asyncio.wait({keep, work}, timeout=FINISH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         try:
-            await _cancelled(work)
+            await _cancel(work)
         finally:
-            await _cancelled(keep)
+            await _cancel(keep)
             await self._lease.release()
 
     async def _work(self) -> None:
@@ -117,7 +119,7 @@ class Leadership:
             upkeep.cancel()
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     """Cancel the task; if it failed before, raise its exception."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -181,7 +183,7 @@ class Term:
         feed: KindFeed,
         queue: WorkQueue[Key],
         first_lists: FirstLists,
-        board: ProgressBoard,
+        board: ProgressCache,
         endpoint: ReportEndpoint,
         metrics: OperatorMetrics,
         stamp: Stamp,

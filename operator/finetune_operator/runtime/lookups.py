@@ -22,11 +22,11 @@ from finetune_operator.engine.errors import ApiError, PageTooLarge, Rejected, is
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.related_types import (
-    SECONDARIES,
+    RELATED_TYPES,
     LookedUp,
     Lookup,
     Needs,
-    Secondary,
+    RelatedType,
     SharedList,
     lookups_of,
 )
@@ -44,7 +44,7 @@ MIN_ANSWERS: Final = 100
 """Number of answers, fresh or not, below which none is forgotten."""
 PAUSE_SECONDS: Final = 60.0
 """Time without such requests after the server of their type did not answer one."""
-ALL: Final = ""
+WHOLE_LIST: Final = ""
 """Name of a target that is a whole list."""
 TOO_LARGE: Final = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 """Code of the refusal in place of a list that is too long or too large."""
@@ -102,7 +102,7 @@ class Lookups:
     def __init__(
         self,
         cluster: KubernetesClient,
-        secondaries: tuple[Secondary, ...] = SECONDARIES,
+        secondaries: tuple[RelatedType, ...] = RELATED_TYPES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
@@ -185,7 +185,7 @@ class Lookups:
 
     async def _list(self, entry: Lookup, namespace: str) -> Answer:
         """The newest list, and when it was requested. A pass waits long only if it cannot do without."""
-        target, now = LookupTarget(entry.type, namespace, ALL), self._clock()
+        target, now = LookupTarget(entry.type, namespace, WHOLE_LIST), self._clock()
         self._drop_old_lists(now)
         known = self._lists.get(target)
         if known is not None and now - known[0] < entry.fresh_seconds:
@@ -209,7 +209,7 @@ class Lookups:
 
     async def _answer(self, target: LookupTarget, began: float) -> Answer:
         answer = began, await self._request(target)
-        if target.name == ALL:
+        if target.name == WHOLE_LIST:
             self._lists[target] = answer
         elif self._types[target.type].fresh_seconds:
             self._answers[target] = answer
@@ -251,7 +251,7 @@ class Lookups:
         A list that cannot be read counts as empty for as long as it would be fresh: what one namespace has
         must not keep the lists of others from being read.
         """
-        is_list = target.name == ALL
+        is_list = target.name == WHOLE_LIST
         if self._clock() < self._paused_until.get(target.type, 0.0):
             return None
         try:
@@ -269,7 +269,7 @@ class Lookups:
 
     async def _find(self, target: LookupTarget) -> Manifest | None:
         type_ = self._types[target.type]
-        if target.name == ALL and type_.shared is not None:
+        if target.name == WHOLE_LIST and type_.shared is not None:
             return await self._read_list(type_, type_.shared, target.namespace)
         found = await self._cluster.get(*target, type_.subresource)
         return None if found is None else type_.kept(found)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs on standard output: one JSON object per line, or text.
+"""The operator process: command, logs, garbage collection, and the parts in their order.
+
+Logs on standard output: one JSON object per line, or text.
 
 Garbage collection that stops the event loop only briefly, however many objects the caches hold.
 
@@ -27,7 +29,7 @@ from pythonjsonlogger.json import JsonFormatter
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.executor import Stamp
-from finetune_operator.engine.lease import Installations, Lease, LeaseThread, LeaseTimes, Mark
+from finetune_operator.engine.lease import InstallationMark, Installations, Lease, LeaseThread, LeaseTimes
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.watches import Reflector, Sweeper, Watches
@@ -38,16 +40,16 @@ from finetune_operator.metrics.object_gauges import ObjectStateCollector
 from finetune_operator.metrics.process_metrics import OperatorMetrics, ProcessStateCollector
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.report.authorization import Authorizer
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportEndpoint, ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import Definitions
-from finetune_operator.runtime.http_servers import MetricsAccess, MetricsServer, ProbeServer, tls_context
+from finetune_operator.runtime.http_servers import MetricsAccess, MetricsServer, ProbeServer, make_tls_context
 from finetune_operator.runtime.kind_watch import KindFeed, KopfWatch
 from finetune_operator.runtime.leader_term import FirstLists, Leadership, Term
 from finetune_operator.runtime.settings import Settings, SettingsError
 from finetune_operator.runtime.snapshots import SnapshotReader
-from finetune_operator.runtime.triggers import Wakeups
+from finetune_operator.runtime.triggers import ChangeTriggers
 
 
 def configure_logs(level: str, format_: Literal["json", "text"]) -> None:
@@ -104,7 +106,7 @@ async def collect_completely_every_day() -> None:
 
 logger = logging.getLogger(__name__)
 
-INSTALLATION_MARK: Final = Mark(INSTALLATION, INSTALLATION_LEASE, WATCHED)
+INSTALLATION_MARK: Final = InstallationMark(INSTALLATION, INSTALLATION_LEASE, WATCHED)
 """The chart writes it (templates/rbac.yaml)."""
 STAMP: Final = Stamp(f"{GROUP}/applied")
 """Annotation of applied objects, with a hash of what was applied."""
@@ -149,8 +151,10 @@ class Process:
         )
         # No worker takes keys before a term begins.
         self._queue.close()
-        wakeups = Wakeups(self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held)
-        self._board = ProgressBoard(wakeups.add)
+        wakeups = ChangeTriggers(
+            self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held
+        )
+        self._board = ProgressCache(wakeups.add)
         self._server = ReportServer(
             Authorizer(self._cluster, self._caches.by_kind),
             self._board,
@@ -229,7 +233,7 @@ class Process:
         settings = self._settings
         await self._probes.start(settings.http_port, metrics=not settings.metrics_port)
         if settings.metrics_port:
-            context = tls_context(
+            context = make_tls_context(
                 settings.metrics_certificate, settings.metrics_service, settings.pod_namespace
             )
             await self._metrics_server.start(settings.metrics_port, context)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed views of a store. Each state of an object is parsed once, when it is first read.
+"""Snapshots of the caches for passes, with typed views of the stores.
+
+Typed views of a store. Each state of an object is parsed once, when it is first read.
 
 Settled objects are many and seldom read, so only the most recently read of their models are kept.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queue keys after changes in the caches: of the changed object, and of the objects that depend on it.
+"""What queues a key: a change in the caches, and the resync.
+
+Queue keys after changes in the caches: of the changed object, and of the objects that depend on it.
 
 Resync: reconcile all objects without a change, at the beginning of a term and once per period.
 
@@ -31,7 +33,7 @@ COUNTED_AFTER_SECONDS: Final = LAG.total_seconds()
 such pass reads all pods of the profile."""
 
 
-class Wakeups:
+class ChangeTriggers:
     """Queues keys when the caches change.
 
     Args:
@@ -134,13 +136,13 @@ class Resync:
                 self._queue.add(key)
             if number % BATCH_SIZE == 0:
                 await asyncio.sleep(0)
-        for number, key in enumerate(_related_together(at_rest), 1):
+        for number, key in enumerate(_sort_related_together(at_rest), 1):
             self._queue.add_idle(key)
             if number % BATCH_SIZE == 0:
                 await asyncio.sleep(0)
         while True:
             await asyncio.sleep(self._period_seconds / PORTIONS)
-            await self._spread(_related_together(self._keys()))
+            await self._spread(_sort_related_together(self._keys()))
 
     async def _spread(self, keys: list[Key]) -> None:
         size = math.ceil(len(keys) / PORTIONS)
@@ -151,7 +153,7 @@ class Resync:
             await asyncio.sleep(self._period_seconds / max(1, len(portions)))
 
 
-def _related_together(keys: Iterable[Key]) -> list[Key]:
+def _sort_related_together(keys: Iterable[Key]) -> list[Key]:
     """The keys by name. A Checkpoint is named after its run, which its pass reads: the run is parsed once."""
     return sorted(keys, key=lambda key: (key.namespace, key.name))
 

@@ -6,7 +6,7 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract.base import lenient_validator
 
 
-def shares_used(profile: Manifest) -> dict[str, float]:
+def read_used_shares(profile: Manifest) -> dict[str, float]:
     """By namespace, the share that is used in the current period: 1 or more if it is exhausted.
 
     Empty without a budget. Namespaces that have used nothing are absent.
@@ -20,9 +20,9 @@ def shares_used(profile: Manifest) -> dict[str, float]:
     return {each.namespace: budget.used(each) / budget.limit for each in counted.usage}
 
 
-def exhausted(profile: Manifest) -> frozenset[str]:
+def find_exhausted(profile: Manifest) -> frozenset[str]:
     """The namespaces that have used their budget."""
-    return frozenset(namespace for namespace, share in shares_used(profile).items() if share >= 1)
+    return frozenset(namespace for namespace, share in read_used_shares(profile).items() if share >= 1)
 
 
 def is_counted(profile: Manifest) -> bool:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions, as kstatus reads them.
+"""Conditions, as kstatus reads them, and the end of a run or a preparation, as they tell it.
+
+Conditions, as kstatus reads them.
 
 An object is in exactly one state: working (`Reconciling`), done (`Ready`), failed (`Stalled`) or suspended
 (`Suspended`). Entering a state removes the other three, because kstatus reads `Ready=False` as in progress
@@ -17,7 +19,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Condition, Model
-from finetune_operator.plan import Manifest, without_empty
+from finetune_operator.plan import Manifest, drop_empty
 from finetune_operator.status.reasons import ConditionType, Reason
 
 MESSAGE_LIMIT: Final = 1024
@@ -34,7 +36,7 @@ STATES: Final = (
 )
 
 
-def shortened(text: str, limit: int = MESSAGE_LIMIT) -> str:
+def shorten(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Shorten the text to `limit` characters, and replace characters that control a terminal.
 
     Texts of pods and events are quoted, and whoever may create these decides what they say.
@@ -43,18 +45,18 @@ def shortened(text: str, limit: int = MESSAGE_LIMIT) -> str:
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", cut)
 
 
-def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
+def find_condition(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
     """The condition of this type, or None."""
     return next((condition for condition in conditions if condition.type == type_), None)
 
 
 def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
     """Whether the condition exists and is True."""
-    condition = find(conditions, type_)
+    condition = find_condition(conditions, type_)
     return condition is not None and condition.status == "True"
 
 
-def with_condition(
+def set_condition(
     conditions: tuple[Condition, ...],
     type_: ConditionType,
     status: Literal["True", "False", "Unknown"],
@@ -65,13 +67,13 @@ def with_condition(
     now: datetime,
 ) -> tuple[Condition, ...]:
     """The conditions with this one set; its transition time changes only with its status."""
-    old = find(conditions, type_)
+    old = find_condition(conditions, type_)
     changed = old is None or old.status != status
     new = Condition(
         type=type_,
         status=status,
         reason=reason,
-        message=shortened(message),
+        message=shorten(message),
         last_transition_time=now.replace(microsecond=0)
         if old is None or changed
         else old.last_transition_time,
@@ -82,12 +84,12 @@ def with_condition(
     return tuple(new if condition is old else condition for condition in conditions)
 
 
-def without(conditions: tuple[Condition, ...], *types: ConditionType) -> tuple[Condition, ...]:
+def drop_conditions(conditions: tuple[Condition, ...], *types: ConditionType) -> tuple[Condition, ...]:
     """The conditions without those of the given types."""
     return tuple(condition for condition in conditions if condition.type not in types)
 
 
-def enter(
+def enter_state(
     conditions: tuple[Condition, ...],
     state: ConditionType,
     reason: str,
@@ -97,13 +99,13 @@ def enter(
     now: datetime,
 ) -> tuple[Condition, ...]:
     """The conditions of an object in this state of `STATES`, and in no other one."""
-    others = without(conditions, *(other for other in STATES if other != state))
-    return with_condition(others, state, "True", reason, message, generation=generation, now=now)
+    others = drop_conditions(conditions, *(other for other in STATES if other != state))
+    return set_condition(others, state, "True", reason, message, generation=generation, now=now)
 
 
 def status_manifest(status: Model) -> Manifest:
     """A status as the operator writes it: in camelCase, without empty fields."""
-    return without_empty(status.to_dict())
+    return drop_empty(status.to_dict())
 
 
 RESUMABLE_REASONS: Final = frozenset({Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})

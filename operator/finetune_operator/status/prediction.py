@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prediction of a run in its status, in messages and in the columns of `kubectl get -o wide`.
+"""The prediction of a run and what it took, in statuses, messages and columns, and advice from both.
+
+The prediction of a run in its status, in messages and in the columns of `kubectl get -o wide`.
 
 Texts of the advice in `status.advice`.
 """
@@ -10,7 +12,7 @@ from typing import Final, get_args
 from finetune_operator.api.finetune_job_status import MeasuredTraining, Prediction, TrainingStatus
 from finetune_operator.api.stage_status import StageStatus
 from finetune_operator.api.training import ResolvedHyperparameters
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict, find_card, gibibytes
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
@@ -52,11 +54,11 @@ def predicted_status(predicted: Predicted, devices: TrainDevices) -> Prediction:
         currency=devices.currency if devices.price_per_hour is not None else None,
         mfu=predicted.mfu,
         mfu_assumed=predicted.mfu_assumed,
-        chosen=tuple(shortened(text, MAX_SENTENCE_LENGTH) for text in predicted.chosen[:MAX_CHOSEN]),
+        chosen=tuple(shorten(text, MAX_SENTENCE_LENGTH) for text in predicted.chosen[:MAX_CHOSEN]),
     )
 
 
-def with_measured(
+def add_measurements(
     prediction: Prediction,
     training: TrainingStatus,
     planned: ResolvedHyperparameters,
@@ -134,7 +136,7 @@ def took_column(prediction: Prediction) -> str | None:
     return _columns_text(*_measured(prediction)) or None
 
 
-def warning_of(prediction: Prediction) -> str | None:
+def find_warning(prediction: Prediction) -> str | None:
     """What a user should know before training begins; None if there is nothing."""
     if prediction.verdict not in ("Tight", "TooLarge"):
         return None

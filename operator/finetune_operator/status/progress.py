@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of the running stage, and its columns in `kubectl get`.
+"""Progress and scores, as kubectl shows them.
+
+Progress of the running stage, and its columns in `kubectl get`.
 
 The scores of an evaluation as lines of text, for `kubectl describe`.
 """
@@ -21,14 +23,14 @@ def _same_stage(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus
     return progress if progress is not None and progress.stage == stage else None
 
 
-def entered(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus:
+def begin_stage(progress: ProgressStatus | None, stage: Stage) -> ProgressStatus:
     """Progress of a queued or running stage, as far as it is known; it keeps the training loss."""
     return _same_stage(progress, stage) or ProgressStatus(
         stage=stage, loss=progress.loss if progress else None
     )
 
 
-def merged(progress: ProgressStatus | None, stage: Stage, report: Progress) -> ProgressStatus:
+def merge_report(progress: ProgressStatus | None, stage: Stage, report: Progress) -> ProgressStatus:
     """Progress after a report. It never decreases, even if a pod resumes from an earlier step."""
     old = _same_stage(progress, stage)
     if old is not None and report.step < old.step:
@@ -38,20 +40,20 @@ def merged(progress: ProgressStatus | None, stage: Stage, report: Progress) -> P
         step=max(0, report.step),
         total_steps=max(0, report.total_steps),
         percent=_percent(report.step, report.total_steps),
-        loss=_rounded(report.loss) if report.loss is not None else entered(progress, stage).loss,
-        reward_accuracy=_rounded(report.reward_accuracy),
-        reward_margin=_rounded(report.reward_margin),
+        loss=_round(report.loss) if report.loss is not None else begin_stage(progress, stage).loss,
+        reward_accuracy=_round(report.reward_accuracy),
+        reward_margin=_round(report.reward_margin),
         learning_rate=report.learning_rate,
-        tokens_per_second=_rounded(report.tokens_per_second),
+        tokens_per_second=_round(report.tokens_per_second),
         eta_seconds=None if report.eta_seconds is None else max(0, round(report.eta_seconds)),
-        validation_loss=_rounded(report.validation_loss),
+        validation_loss=_round(report.validation_loss),
         device_memory_bytes=report.device_memory_bytes,
     )
 
 
-def completed(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> ProgressStatus:
+def complete_stage(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> ProgressStatus:
     """Progress of a stage that has succeeded."""
-    old = entered(progress, stage)
+    old = begin_stage(progress, stage)
     total = steps or old.total_steps
     return old.model_copy(
         update={
@@ -64,7 +66,7 @@ def completed(progress: ProgressStatus | None, stage: Stage, steps: int = 0) -> 
     )
 
 
-def with_losses(progress: ProgressStatus | None, trained: TrainResult) -> ProgressStatus | None:
+def add_losses(progress: ProgressStatus | None, trained: TrainResult) -> ProgressStatus | None:
     """Progress with the losses of a finished training; the loss of the last steps stays if it is known."""
     if progress is None:
         return None
@@ -74,7 +76,7 @@ def with_losses(progress: ProgressStatus | None, trained: TrainResult) -> Progre
     return progress.model_copy(update=known)
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 
-def not_implemented(spec: Model) -> tuple[str, ...]:
+def find_unimplemented(spec: Model) -> tuple[str, ...]:
     """One message per reserved field or value in the spec; empty if there is none."""
     return tuple(_walk(spec, "spec"))
 
@@ -21,7 +21,7 @@ def _walk(model: Model, path: str) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         here = f"{path}.{field.alias or name}"
-        yield from _marked(field, value, here)
+        yield from _check_marks(field, value, here)
         if isinstance(value, Model):
             yield from _walk(value, here)
         elif isinstance(value, tuple):
@@ -30,7 +30,7 @@ def _walk(model: Model, path: str) -> Iterator[str]:
                     yield from _walk(item, f"{here}[{index}]")
 
 
-def _marked(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
+def _check_marks(field: FieldInfo, value: Any, path: str) -> Iterator[str]:
     for mark in field.metadata:
         # False requests nothing, so it needs no implementation.
         if isinstance(mark, Reserved) and value is not None and value is not False:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems and warnings of data preparation, for statuses and events.
+"""What the results of prepare and train say in statuses, conditions and events.
+
+Problems and warnings of data preparation, for statuses and events.
 
 The condition Trained, and the figures of a training in the status.
 """
@@ -14,24 +16,24 @@ from finetune_operator.api.training import (
     LearningCurvePoint,
     ResolvedHyperparameters,
 )
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_trainer.contract.results import OUTLOOKS, CheckpointResult, PrepareResult, TrainResult
 
 MAX_FIRST_PROBLEM_CHARACTERS: Final = 500
 """Limit of the problem in an event, so that the event has room for the report's uri."""
 
 
-def shown_problems(prepared: PrepareResult) -> tuple[str, ...]:
+def select_problems(prepared: PrepareResult) -> tuple[str, ...]:
     """The first rows that cannot be used; the report in the store has all of them."""
-    return _shown(prepared.problems)
+    return _shorten_first(prepared.problems)
 
 
-def shown_warnings(prepared: PrepareResult) -> tuple[str, ...]:
+def select_warnings(prepared: PrepareResult) -> tuple[str, ...]:
     """The first warnings; the report in the store has more."""
-    return _shown(prepared.warnings)
+    return _shorten_first(prepared.warnings)
 
 
-def faults(version: str, prepared: PrepareResult) -> str | None:
+def summarize_problems(version: str, prepared: PrepareResult) -> str | None:
     """Message of the event about a version's problems and warnings; None if it has none."""
     dropped, warned = prepared.problem_count, prepared.warning_count
     if not dropped and not warned:
@@ -40,14 +42,14 @@ def faults(version: str, prepared: PrepareResult) -> str | None:
     parts = (
         f"problems in rows that were left out: {dropped}" if dropped else None,
         f"warnings: {warned}" if warned else None,
-        f"the first: {shortened(first, MAX_FIRST_PROBLEM_CHARACTERS)}" if first is not None else None,
+        f"the first: {shorten(first, MAX_FIRST_PROBLEM_CHARACTERS)}" if first is not None else None,
         f"all of them: {prepared.report_uri}" if prepared.report_uri is not None else None,
     )
     return f"DatasetVersion {version}: {'; '.join(part for part in parts if part is not None)}"
 
 
-def _shown(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(shortened(text) for text in texts[:MAX_PROBLEMS])
+def _shorten_first(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(shorten(text) for text in texts[:MAX_PROBLEMS])
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters, measured: str) -> str:

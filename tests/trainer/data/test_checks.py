@@ -331,7 +331,7 @@ def test_arguments_of_tool_calls_are_scanned_and_keep_their_types() -> None:
     row = Row(
         (
             Message("user", "write to them"),
-            Message("assistant", "", tool_calls=canonical_json.in_order(calls)),
+            Message("assistant", "", tool_calls=canonical_json.encode_in_order(calls)),
         )
     )
 
@@ -339,5 +339,5 @@ def test_arguments_of_tool_calls_are_scanned_and_keep_their_types() -> None:
 
     assert issue.column == "messages[1].tool_calls[0].function.arguments.to"
     calls[0]["function"]["arguments"]["to"] = "[EMAIL]"  # type: ignore[index]
-    assert redacted.messages[1].tool_calls == canonical_json.in_order(calls)
+    assert redacted.messages[1].tool_calls == canonical_json.encode_in_order(calls)
     assert Scanner(Checks(payment_cards="Fail")).scan(row) == (row, ())

@@ -225,7 +225,7 @@ def test_the_memory_of_a_search_is_limited_by_the_number_of_all_rows() -> None:
     def compared(rows: int) -> int:
         answers = np.zeros(rows, dtype=np.int32)
         held_out = np.arange(rows) < rows // 10
-        chosen = duplicates.affordable(np.arange(rows), answers, held_out)
+        chosen = duplicates.limit_to_memory(np.arange(rows), answers, held_out)
         assert (np.diff(chosen) > 0).all()
         return len(chosen)
 

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, text
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.row_problems import Issue
@@ -27,7 +27,7 @@ class Interview(Format):
     title: ClassVar = "interviews"
 
     @classmethod
-    def match(cls, record: Fields, _: Clues, /) -> Match | None:
+    def match(cls, record: Fields, _: FormatHints, /) -> Match | None:
         return Match.SHAPE if record.keys() >= {"question", "reply"} else None
 
     def columns(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.data.checks import detector, secrets
-from finetune_trainer.data.checks.detector import Prefilter, loosened
+from finetune_trainer.data.checks.detector import Prefilter, loosen
 from finetune_trainer.data.checks.personal_data import (
     CARD,
     CARD_DIGITS,
@@ -110,7 +110,7 @@ def test_the_findings_in_a_row_of_every_kind_of_text_are_those_of_the_detectors_
 
 
 LOOSE = [
-    *((hints.shape, loosened(hints.shape)) for hints in ALL_HINTS if hints.shape is not None),
+    *((hints.shape, loosen(hints.shape)) for hints in ALL_HINTS if hints.shape is not None),
     (CARD, CARD_DIGITS),
     (IBAN_LIKE, IBAN_CHARACTERS_LIKE),
     (SEVEN_DIGITS, SEVEN_DIGITS_LIKE),

@@ -27,7 +27,7 @@ from finetune_trainer.data.result import Bucket, CharacterLengths, Label, RowCha
 from finetune_trainer.data.row_index import SPLITS, RowIndex
 from finetune_trainer.data.row_problems import Code, RowPosition
 from finetune_trainer.data.split_files import SplitWriter, line_of
-from finetune_trainer.data.statistics import lengths, of_rows
+from finetune_trainer.data.statistics import compute_statistics, lengths
 from finetune_trainer.data.version_comparison import EarlierVersion, compare
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
@@ -38,7 +38,7 @@ NO_SPLITS = Recipe(division=Split(validation=0, test=0), cleaning=Cleaning(near_
 def test_lengths_cover_the_kept_rows() -> None:
     index, selection = _index([("ab", "c"), ("ab", "c"), ("abcdef", "cd")])
 
-    facts = of_rows(index, selection, redacted_rows=1)
+    facts = compute_statistics(index, selection, redacted_rows=1)
 
     assert (facts.duplicate_rows, facts.redacted_rows, facts.near_duplicate_rows) == (1, 1, None)
     assert (facts.prompt_characters.mean, facts.prompt_characters.max) == (4.0, 6)
@@ -52,7 +52,7 @@ def test_labels_are_counted_per_split_by_descending_frequency() -> None:
         [("a", "no"), ("b", "yes"), ("c", "yes"), ("d", "yes")], ["train", "train", "test", "train"]
     )
 
-    labels = of_rows(index, selection, 0).labels
+    labels = compute_statistics(index, selection, 0).labels
 
     assert [(label.completion, dict(label.rows)) for label in labels] == [
         ("yes", {"train": 2, "validation": 0, "test": 1}),
@@ -63,13 +63,13 @@ def test_labels_are_counted_per_split_by_descending_frequency() -> None:
 def test_fifty_distinct_completions_are_labels_and_fifty_one_are_not() -> None:
     fifty = [(f"a{number}", f"label {number}") for number in range(50)]
 
-    assert len(of_rows(*_index(fifty), 0).labels) == 50
-    more = of_rows(*_index([*fifty, ("b", "one more")]), 0)
+    assert len(compute_statistics(*_index(fifty), 0).labels) == 50
+    more = compute_statistics(*_index([*fifty, ("b", "one more")]), 0)
     assert (more.labels, more.distinct_completions) == ((), 51)
 
 
 def test_a_long_label_is_truncated() -> None:
-    (label,) = of_rows(*_index([("a", "x" * 300)]), 0).labels
+    (label,) = compute_statistics(*_index([("a", "x" * 300)]), 0).labels
 
     assert label.completion == "x" * 199 + "…"
 
@@ -203,7 +203,7 @@ def test_labels_without_held_out_rows_are_named() -> None:
     rows = [(f"a{number}", "xyz"[number % 3]) for number in range(30)]
     splits: list[SplitName] = ["test" if number % 3 == 0 else "train" for number in range(30)]
     index, selection = _index(rows, splits)
-    facts = of_rows(index, selection, 0)
+    facts = compute_statistics(index, selection, 0)
 
     assert [label.completion for label in not_held_out(facts.labels, SPLIT_ROWS, "test")] == ["y", "z"]
     assert not not_held_out(facts.labels, SPLIT_ROWS, "validation")
@@ -221,7 +221,7 @@ def test_mostly_unique_completions_are_not_labels() -> None:
     splits: list[SplitName] = ["train" if number else "test" for number in range(30)]
     index, selection = _index(rows, splits)
 
-    facts = of_rows(index, selection, 0)
+    facts = compute_statistics(index, selection, 0)
 
     assert not list(labels_not_held_out(facts.labels, {"train": 29, "validation": 0, "test": 1}))
 
@@ -298,7 +298,7 @@ def test_different_tool_calls_without_a_text_are_different_completions() -> None
         return index, select(index, reader(found), NO_SPLITS.cleaning, [RowPosition()])
 
     assert near_constant_completions(*rows([f"tag {number}" for number in range(40)])) is None
-    assert of_rows(*rows(["x", "y"]), 0).distinct_completions == 2
+    assert compute_statistics(*rows(["x", "y"]), 0).distinct_completions == 2
     issue = near_constant_completions(*rows(["same"] * 40))
     assert issue is not None
     assert '40 of 40 rows have the same completion \'[{"function":{"arguments":' in issue.what

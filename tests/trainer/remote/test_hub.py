@@ -17,7 +17,7 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import Manifest, OnBytes, ignore_bytes
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.preflight.base_model import model_files, readable_model, store_model
+from finetune_trainer.preflight.base_model import model_files, open_model, store_model
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
@@ -69,7 +69,7 @@ def preflight_config(bench: Workbench, secret: SecretMount, **settings: Any) -> 
 
 def store_base_model(config: PreflightConfig, context: StageContext) -> Digest:
     """The download of preflight without the rest, which replaces functions of torch for its whole process."""
-    with readable_model(config, context) as found:
+    with open_model(config, context) as found:
         files = model_files(found.folder, config.base_model_uri)
         manifest = Manifest.of(found.folder, files)
         store_model(config.base_model_uri, found, manifest, context, StageMeter(context, 1, 1))

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune_trainer.model.bundle import base_bundle
+from finetune_trainer.model.bundle import read_base_bundle
 from tools.models import tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def add_adapters(base: PreTrainedModel, root: Path, kind: str) -> None:
     """Save a random adapter for each name, as a run publishes it, and far enough from zero to change every
     answer.
     """
-    bundle = base_bundle(root / kind)
+    bundle = read_base_bundle(root / kind)
     for seed, (name, variant) in enumerate(VARIANTS.items()):
         torch.manual_seed(seed)
         config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **variant)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune_trainer.contract.serving import ServedModel
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.serve.served_models import ServerIdentity, identities
+from finetune_trainer.serve.served_models import ServerIdentity, read_identities
 from tests.trainer.serve.endpoint import serve_config
 
 
@@ -22,7 +22,7 @@ def test_each_served_name_has_the_digest_of_what_was_fetched(tmp_path: Path) -> 
     models = (ServedModel(name="tickets", folder="tickets"), ServedModel(name="by-hand", folder="by-hand"))
     config = serve_config(tmp_path, base_folder="base-folder", models=models)
 
-    assert list(identities(config)) == [
+    assert list(read_identities(config)) == [
         ServerIdentity("base", base, "Base"),
         ServerIdentity("tickets", adapter, "Adapter"),
         ServerIdentity("by-hand", "", "Adapter"),
@@ -33,4 +33,6 @@ def test_a_full_model_stands_alone(tmp_path: Path) -> None:
     whole = fetched(tmp_path / "whole")
     models = (ServedModel(name="tuned", folder="whole", type="Full"),)
 
-    assert list(identities(serve_config(tmp_path, models=models))) == [ServerIdentity("tuned", whole, "Full")]
+    assert list(read_identities(serve_config(tmp_path, models=models))) == [
+        ServerIdentity("tuned", whole, "Full")
+    ]

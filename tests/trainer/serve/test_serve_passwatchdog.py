@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.serve.forward_watchdog import PassWatchdog
+from finetune_trainer.serve.forward_watchdog import ForwardWatchdog
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, wait_until
 from tests.trainer.serve.test_serve_engine import Rig, rig, served
 
@@ -23,7 +23,7 @@ def test_a_pass_that_never_ends_is_noticed(rig: Rig) -> None:
         messages.append(message)
         hung.set()
 
-    watchdog = PassWatchdog(lambda: rig.engine.pass_seconds, 0.05, end)
+    watchdog = ForwardWatchdog(lambda: rig.engine.pass_seconds, 0.05, end)
     watchdog.start()
     rig.ask(max_tokens=4)
     assert hung.wait(DEADLINE_SECONDS)
@@ -57,7 +57,7 @@ def test_passes_that_are_slow_but_end_are_left_alone() -> None:
             seen.set()
             return 0.0
 
-    watchdog = PassWatchdog(pass_seconds, limit, lambda _: hung.set())
+    watchdog = ForwardWatchdog(pass_seconds, limit, lambda _: hung.set())
     watchdog.start()
     assert seen.wait(DEADLINE_SECONDS)
     watchdog.stop()
@@ -67,10 +67,10 @@ def test_passes_that_are_slow_but_end_are_left_alone() -> None:
 def test_a_hang_ends_the_process_with_its_reason_and_every_threads_stack(tmp_path: Path) -> None:
     program = (
         "import threading\n"
-        "from finetune_trainer.serve.forward_watchdog import PassWatchdog\n"
+        "from finetune_trainer.serve.forward_watchdog import ForwardWatchdog\n"
         "def stuck_in_the_model(): threading.Event().wait()\n"
         "threading.Thread(target=stuck_in_the_model, daemon=True).start()\n"
-        "PassWatchdog(lambda: 1.0, 0.5).start()\n"
+        "ForwardWatchdog(lambda: 1.0, 0.5).start()\n"
         "threading.Event().wait()\n"
     )
     ended = subprocess.run(

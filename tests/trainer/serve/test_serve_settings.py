@@ -15,7 +15,7 @@ from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
-from finetune_trainer.tokens.reasoning import parser_named
+from finetune_trainer.tokens.reasoning import find_parser
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 from tools.models import tiny
 
@@ -120,7 +120,7 @@ def test_a_short_answer_is_complete_before_the_deadline(impatient: Endpoint) -> 
 def test_the_parser_of_the_server_replaces_that_of_the_template() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    readers = AnswerReaders(tokenizer, {}, parser_named("qwen3"))
+    readers = AnswerReaders(tokenizer, {}, find_parser("qwen3"))
     prompts = Prompts(tokenizer, 64, len(tokenizer), readers=readers)
     stream = prompts.reasoning(prompts.of_chat([ChatMessage(role="user", content="Where?")], "base"), "base")
     assert stream is not None

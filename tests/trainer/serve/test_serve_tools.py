@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer.serve.tool_calls import JSON_IN_TAGS, TOOL_FORMS, XML, ToolStream, tool_form_of
+from finetune_trainer.serve.tool_calls import JSON_IN_TAGS, TOOL_FORMS, XML, ToolStream, find_tool_form
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tools.models import tiny
 
@@ -215,6 +215,6 @@ def test_calls_are_found_however_the_text_arrives(
     ],
 )
 def test_the_form_is_that_of_the_template(template: str, name: str | None) -> None:
-    found = tool_form_of(template)
+    found = find_tool_form(template)
     assert (None if found is None else found.name) == name
     assert len({form.name for form in TOOL_FORMS}) == len(TOOL_FORMS)

@@ -20,7 +20,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.probe_record import PROBE_FILE, Computation, ProbeRecord, TopTokens
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.served_models import probe_folder
-from finetune_trainer.serve.vllm.lifetime import TEXTS, UNKNOWN, Lifetime, check_models, computation_of
+from finetune_trainer.serve.vllm.lifetime import TEXTS, UNKNOWN, Lifetime, check_models, read_computation
 from tests.trainer.serve.endpoint import serve_config
 
 EXACT: Final = Computation("VLLM", "cpu", "float32", quantized=False)
@@ -221,4 +221,4 @@ def test_a_server_is_ready_after_its_self_test(
 
 
 def test_a_server_whose_config_is_elsewhere_has_an_unknown_computation() -> None:
-    assert computation_of(Starlette()) == Computation("VLLM", UNKNOWN, UNKNOWN, quantized=False)
+    assert read_computation(Starlette()) == Computation("VLLM", UNKNOWN, UNKNOWN, quantized=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from finetune_operator.api.crd import KINDS, build_crd, schema_of
+from finetune_operator.api.crd import KINDS, build_crd, build_schema
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 
@@ -23,7 +23,7 @@ class Later(Model):
 
 
 def test_the_description_of_what_is_reserved_says_so() -> None:
-    fields = schema_of(Later)["properties"]
+    fields = build_schema(Later)["properties"]
     assert fields["sharpness"]["description"] == (
         "Not implemented in this release: setting it stalls the object with reason NotImplemented."
         " Sharpness of the edges."

@@ -17,7 +17,7 @@ from finetune_trainer.contract.base import (
     CONTRACT_VERSIONS,
     Contract,
     SharedPart,
-    without_unset,
+    dump_set_fields,
 )
 from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import Owner
@@ -80,8 +80,8 @@ def test_a_field_of_a_dataclass_is_left_out_for_the_older_version() -> None:
 
 
 def test_a_newer_field_is_recorded_only_when_it_is_set() -> None:
-    assert without_unset(Message(contract=NEXT)) == {"contract": NEXT, "part": {"kept": 0}, "parts": []}
-    assert without_unset(Part(kept=0, new=2)) == {"kept": 0, "new": 2}
+    assert dump_set_fields(Message(contract=NEXT)) == {"contract": NEXT, "part": {"kept": 0}, "parts": []}
+    assert dump_set_fields(Part(kept=0, new=2)) == {"kept": 0, "new": 2}
 
 
 def test_one_version_is_spoken_until_it_is_raised() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from finetune_operator.api.crd import KINDS, Kind, build_crd, schema_of
+from finetune_operator.api.crd import KINDS, Kind, build_crd, build_schema
 from hack.generate import ROOT, generated
 
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -80,7 +80,7 @@ def test_a_union_is_refused_when_definitions_are_generated() -> None:
         epochs: int | str
 
     with pytest.raises(TypeError, match="a union cannot be expressed in a CRD"):
-        schema_of(Epochs)
+        build_schema(Epochs)
 
 
 def test_an_exclusive_bound_keeps_its_meaning() -> None:
@@ -96,7 +96,7 @@ def test_a_bound_with_a_fraction_is_a_rule_because_the_api_server_cuts_the_fract
         confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
         share: Annotated[float, Field(ge=0, lt=1)] = 0
 
-    properties = schema_of(Gate)["properties"]
+    properties = build_schema(Gate)["properties"]
     assert properties["quantile"] == {
         "type": "number",
         "description": "Quantile. At least 0.5 and at most 0.99.",

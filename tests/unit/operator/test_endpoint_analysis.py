@@ -10,7 +10,7 @@ from finetune_operator.manifests.labels import RUN
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, AnalyzeResult
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, AnalyzeConfig
 from finetune_trainer.contract.results import StageResult
@@ -582,4 +582,4 @@ def test_the_pod_of_an_analysis_has_no_room_that_a_recreated_revision_waits_for(
     targets = resolve(cluster.endpoint, snapshot.checkpoints)
     wanted = wanted_revision(cluster.endpoint, targets, snapshot)
     assert isinstance(wanted, Revision)
-    assert not EndpointView(cluster.endpoint, snapshot, targets, wanted).has_other_pods
+    assert not RolloutContext(cluster.endpoint, snapshot, targets, wanted).has_other_pods

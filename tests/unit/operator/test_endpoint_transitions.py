@@ -22,7 +22,7 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
 )
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     broken_pod,
@@ -36,7 +36,7 @@ from tests.unit.operator.endpoints import (
 )
 from tests.unit.operator.test_endpoint_rolloutlimit import other
 
-OF_OTHERS: Final = (Observation.SPARE, Observation.RECALLED, Observation.UNWANTED)
+OF_OTHERS: Final = (Observation.STANDBY, Observation.RESTORED, Observation.UNWANTED)
 """Observations about a revision that is not wanted."""
 ALL_REPLICAS: Final = {
     ("Canary", Observation.READY),
@@ -50,7 +50,7 @@ IN_STEPS: Final = (
     Observation.PAUSES,
     Observation.UNDECIDED,
     Observation.STEPS,
-    Observation.GIVES_BACK,
+    Observation.RETURNING_TRAFFIC,
 )
 WITHIN_STEPS: Final = (Observation.PAUSES, Observation.UNDECIDED, Observation.STEPS)
 """Observations about a revision that has the weight of its step."""
@@ -67,10 +67,10 @@ IMPOSSIBLE: Final = {
     *product(["Preview"], (Observation.OCCUPIED, Observation.NO_CAPACITY)),
     *product(["Canary"], (Observation.OCCUPIED, Observation.PREVIEWS)),
     *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, WITHIN_STEPS),
-    *product(set(STATES) - {"Failed", "RolledBack"}, [Observation.GIVES_BACK]),
+    *product(set(STATES) - {"Failed", "RolledBack"}, [Observation.RETURNING_TRAFFIC]),
     *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
-    *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
-    *product(set(STATES) - {"Standby", "Baking"}, [Observation.RECALLED]),
+    *product(set(STATES) - {"Live", "Baking"}, [Observation.STANDBY]),
+    *product(set(STATES) - {"Standby", "Baking"}, [Observation.RESTORED]),
 }
 TABLE: Final = """
 UNPROVABLE:
@@ -98,9 +98,9 @@ ABORTED:
   Baking -> RolledBack, ABORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
-GIVES_BACK:
-  Failed -> =, GIVE_BACK
-  RolledBack -> =, GIVE_BACK
+RETURNING_TRAFFIC:
+  Failed -> =, RETAIN_TRAFFIC
+  RolledBack -> =, RETAIN_TRAFFIC
 PAUSED:
   Pending -> =, HOLD
   RollingOut -> =, HOLD
@@ -119,9 +119,9 @@ NO_SLOT:
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 OCCUPIED:
-  Pending -> RollingOut, MAKE_ROOM
-  RollingOut -> =, MAKE_ROOM
-  WaitingForCapacity -> RollingOut, MAKE_ROOM
+  Pending -> RollingOut, SCALE_DOWN_OTHERS
+  RollingOut -> =, SCALE_DOWN_OTHERS
+  WaitingForCapacity -> RollingOut, SCALE_DOWN_OTHERS
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 ABSENT:
@@ -157,11 +157,11 @@ DWELLS:
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 PAUSES:
-  Canary -> =, ASK
+  Canary -> =, AWAIT_DECISION
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 UNDECIDED:
-  Canary -> =, ASK
+  Canary -> =, AWAIT_DECISION
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 STEPS:
@@ -207,12 +207,12 @@ BROKEN:
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
-SPARE:
-  Live -> Standby, KEEP
-  Baking -> Standby, KEEP
-RECALLED:
-  Standby -> Live, KEEP
-  Baking -> Live, KEEP
+STANDBY:
+  Live -> Standby, RETAIN
+  Baking -> Standby, RETAIN
+RESTORED:
+  Standby -> Live, RETAIN
+  Baking -> Live, RETAIN
 UNWANTED:
   Pending -> Retired, REMOVE
   RollingOut -> Retired, REMOVE
@@ -255,9 +255,9 @@ def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
     newer: Any = "Shadow"
     never = {
         *WITHIN_STEPS,
-        Observation.GIVES_BACK,
-        Observation.SPARE,
-        Observation.RECALLED,
+        Observation.RETURNING_TRAFFIC,
+        Observation.STANDBY,
+        Observation.RESTORED,
     }
     for seen in set(Observation) - never:
         assert transition(newer, seen) == transition("Pending", seen)
@@ -302,8 +302,8 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
-    if state in {"Live", "Baking", "Canary"} or seen is Observation.GIVES_BACK:
-        before: State = "Canary" if seen is Observation.GIVES_BACK else state
+    if state in {"Live", "Baking", "Canary"} or seen is Observation.RETURNING_TRAFFIC:
+        before: State = "Canary" if seen is Observation.RETURNING_TRAFFIC else state
         cluster.edit(strategy=strategy_for(before, Observation.NOT_READY, new), replicas=2)
         for _ in range(2):
             for name in cluster.deployments:
@@ -351,7 +351,7 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
             Observation.STEPS
             | Observation.PAUSES
             | Observation.UNDECIDED
-            | Observation.GIVES_BACK
+            | Observation.RETURNING_TRAFFIC
             | Observation.PAUSED
             | Observation.ABORTED
         ):
@@ -405,13 +405,13 @@ SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
     Action.REFUSE: ("Stalled", "WeightNotAchievable"),
     Action.DWELL: ("Reconciling", "Canary"),
-    Action.ASK: ("Suspended", "AwaitingDecision"),
+    Action.AWAIT_DECISION: ("Suspended", "AwaitingDecision"),
     Action.STEP: ("Reconciling", "Canary"),
     Action.ABORT: ("Stalled", "RolledBack"),
-    Action.GIVE_BACK: ("Reconciling", "RollingOut"),
+    Action.RETAIN_TRAFFIC: ("Reconciling", "RollingOut"),
     Action.HOLD: ("Suspended", "Paused"),
     Action.QUEUE: ("Reconciling", "Queued"),
-    Action.MAKE_ROOM: ("Reconciling", "RollingOut"),
+    Action.SCALE_DOWN_OTHERS: ("Reconciling", "RollingOut"),
     Action.START: ("Reconciling", "RollingOut"),
     Action.WAIT_FOR_CAPACITY: ("Reconciling", "NoCapacityForSurge"),
     Action.WAIT: ("Reconciling", "RollingOut"),
@@ -425,7 +425,7 @@ SAYS: Final = {
 }
 
 
-def view(recorded: str, tried: str, routed: str) -> EndpointView:
+def view(recorded: str, tried: str, routed: str) -> RolloutContext:
     """The view of an endpoint whose Service selects `routed`, the wanted or another revision."""
     cluster = EndpointCluster(checkpoint("first", "1"))
     targets = resolve(cluster.endpoint, cluster.snapshot().checkpoints)
@@ -436,7 +436,7 @@ def view(recorded: str, tried: str, routed: str) -> EndpointView:
     cluster.put_child({"kind": "Service", "metadata": {"name": "desk"}, "spec": {"selector": selector}})
     cluster.put_child({"kind": "Deployment", "metadata": {"name": names[routed]}, "spec": {}})
     cluster.put(endpoint({"revisions": [{"name": wanted.name, "state": recorded, "specHash": tried}]}))
-    return EndpointView(cluster.endpoint, cluster.snapshot(), targets, wanted)
+    return RolloutContext(cluster.endpoint, cluster.snapshot(), targets, wanted)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
         removed = [other_one]
     assert kinds([each.manifest for each in plan.delete]) == [("Deployment", name) for name in removed]
     split = {wanted: 50, other_one: 50}
-    shares = state == "Canary" or seen is Observation.GIVES_BACK
+    shares = state == "Canary" or seen is Observation.RETURNING_TRAFFIC
     before = split if shares else {wanted if state in {"Live", "Baking"} else other_one: 100}
     returns = {Action.POSTPONE, Action.REFUSE, Action.START, Action.QUEUE, Action.ABORT, Action.RETURN}
     after = before

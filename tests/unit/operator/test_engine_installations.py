@@ -9,14 +9,20 @@ import pytest
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected
-from finetune_operator.engine.lease import EVERYWHERE, RECHECK_SECONDS, Installations, LeaseThread, Mark
+from finetune_operator.engine.lease import (
+    ALL_NAMESPACES,
+    RECHECK_SECONDS,
+    InstallationMark,
+    Installations,
+    LeaseThread,
+)
 from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.resources import CLUSTER_ROLE_BINDING, LEASE, ResourceType
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.runtime.leader_term import Leadership
 from tests.unit.operator.skippingclock import run
 
-MARK = Mark("installation", "lease", "watched")
+MARK = InstallationMark("installation", "lease", "watched")
 PATIENCE = 15.0
 OWN = "systems/second"
 
@@ -75,7 +81,7 @@ class Leases:
 
 def binding(lease: str, *watched: str) -> Manifest:
     """The ClusterRoleBinding of an installation, as the chart writes it."""
-    annotations = {MARK.lease: lease, MARK.namespaces: ",".join(watched) or EVERYWHERE}
+    annotations = {MARK.lease: lease, MARK.namespaces: ",".join(watched) or ALL_NAMESPACES}
     return {"metadata": {"labels": {MARK.label: "true"}, "annotations": annotations}}
 
 
@@ -182,7 +188,7 @@ async def test_the_namespaces_of_an_installation_are_those_that_its_administrato
     leases.renew("team-b-system/finetune-operator", "team-b")
     lease = leases.known["team-b-system/finetune-operator"]
     # Whoever may edit the namespace of a team's own installation may also write this.
-    lease["metadata"] |= {"labels": {MARK.label: "true"}, "annotations": {MARK.namespaces: EVERYWHERE}}
+    lease["metadata"] |= {"labels": {MARK.label: "true"}, "annotations": {MARK.namespaces: ALL_NAMESPACES}}
     assert not await waits(leases.installation("team-a"))
 
 

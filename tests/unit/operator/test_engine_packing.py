@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.engine.cache_memory import Packer, PackingPolicy
+from finetune_operator.engine.cache_memory import CompressionPolicy, Compressor
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
 
@@ -26,11 +26,11 @@ def state_of(each: Manifest) -> str:
 
 @pytest.fixture
 def store() -> ObjectStore:
-    return ObjectStore({"state": lambda each: [state_of(each)]}, settled=PackingPolicy(is_done, state_of))
+    return ObjectStore({"state": lambda each: [state_of(each)]}, settled=CompressionPolicy(is_done, state_of))
 
 
 def test_what_is_unpacked_equals_what_was_packed() -> None:
-    packer = Packer()
+    packer = Compressor()
     things = [
         obj(f"thing-{number}", number, note="größer 😀 \x00", score=0.1 + number) for number in range(3)
     ]
@@ -39,7 +39,7 @@ def test_what_is_unpacked_equals_what_was_packed() -> None:
 
 
 def test_much_alike_objects_take_a_fraction_of_their_json() -> None:
-    packer = Packer()
+    packer = Compressor()
     spec = {f"field{number}": f"value {number}" for number in range(100)}
     packer.pack(obj("first", 1, spec=spec))
     other = obj("second", 2, spec={**spec, "field7": "another"})
@@ -65,7 +65,7 @@ def test_settled_objects_are_told_and_counted_without_reading_them(
     def refuse(*_: object) -> Manifest:
         raise AssertionError("read")
 
-    monkeypatch.setattr(Packer, "unpack", refuse)
+    monkeypatch.setattr(Compressor, "unpack", refuse)
     assert list(store.addresses()) == [("team", name) for name in "abcd"]
     assert store.notes() == {("team", "done"): 2, ("team", "failed"): 1}
     assert [each["metadata"]["name"] for each in store.unsettled] == ["d"]

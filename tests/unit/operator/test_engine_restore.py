@@ -14,7 +14,7 @@ from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.engine.watches import BATCH_SIZE, Reflector, Watches, take_list
+from finetune_operator.engine.watches import BATCH_SIZE, Reflector, Watches, read_list
 from finetune_operator.plan import Manifest
 
 
@@ -43,7 +43,7 @@ class Listed:
 
 
 async def listed(cluster: Listed, store: ObjectStore) -> int:
-    return (await take_list(cast("KubernetesClient", cluster), store, POD)).missed
+    return (await read_list(cast("KubernetesClient", cluster), store, POD)).missed
 
 
 async def test_a_page_of_a_list_lets_the_rest_of_the_process_run() -> None:

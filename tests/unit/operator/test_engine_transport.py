@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.client import MAX_PAGE_BYTES, KubernetesClient, error_of, proxy_of
+from finetune_operator.engine.client import MAX_PAGE_BYTES, KubernetesClient, find_proxy, make_error
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable, Undeclared
 from finetune_operator.engine.resources import JOB, SERVICE, TOKEN_REVIEW, ResourceType, ResourceTypes
 
@@ -18,44 +18,44 @@ def status(**fields: object) -> bytes:
 
 
 def test_a_taken_name_is_told_from_other_conflicts() -> None:
-    assert type(error_of(409, None, status(reason="AlreadyExists"))) is AlreadyExists
-    assert type(error_of(409, None, status(reason="Conflict"))) is Conflict
+    assert type(make_error(409, None, status(reason="AlreadyExists"))) is AlreadyExists
+    assert type(make_error(409, None, status(reason="Conflict"))) is Conflict
 
 
 @pytest.mark.parametrize("code", [401, 408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_waited_for(code: int) -> None:
-    assert isinstance(error_of(code, None, status(message="not now")), Unavailable)
+    assert isinstance(make_error(code, None, status(message="not now")), Unavailable)
 
 
 def test_a_field_that_the_installed_definition_lacks_is_no_passing_trouble() -> None:
     message = "failed to create typed patch object: .status.news: field not declared in schema"
-    error = error_of(500, None, status(message=message))
+    error = make_error(500, None, status(message=message))
     assert isinstance(error, Undeclared)
     assert error.message == message
 
 
 def test_the_servers_wish_for_a_pause_is_kept() -> None:
-    error = error_of(429, "7", status(message="slow down"))
+    error = make_error(429, "7", status(message="slow down"))
     assert isinstance(error, Unavailable)
     assert error.retry_after_seconds == 7
 
 
 @pytest.mark.parametrize("code", [400, 403, 404, 410, 413, 422])
 def test_other_refusals_carry_reason_and_message_for_the_user(code: int) -> None:
-    error = error_of(code, None, status(reason="Forbidden", message="exceeded quota: gpus"))
+    error = make_error(code, None, status(reason="Forbidden", message="exceeded quota: gpus"))
     assert isinstance(error, Rejected)
     assert (error.code, error.reason, error.message) == (code, "Forbidden", "exceeded quota: gpus")
 
 
 def test_causes_name_reasons_and_fields() -> None:
     causes = [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]
-    error = error_of(403, None, status(reason="Forbidden", message="no", details={"causes": causes}))
+    error = make_error(403, None, status(reason="Forbidden", message="no", details={"causes": causes}))
     assert isinstance(error, Rejected)
     assert error.causes == {"NamespaceTerminating", "metadata.namespace"}
 
 
 def test_an_answer_that_is_no_status_still_says_what_it_says() -> None:
-    error = error_of(502, None, b"<html>bad gateway</html>")
+    error = make_error(502, None, b"<html>bad gateway</html>")
     assert isinstance(error, Unavailable)
     assert "bad gateway" in str(error)
 
@@ -87,7 +87,7 @@ def test_a_proxy_is_taken_from_the_environment(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.1,.svc")
-    assert proxy_of(server) == proxy
+    assert find_proxy(server) == proxy
 
 
 class Lists:

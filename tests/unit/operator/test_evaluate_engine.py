@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.observe.admission import Admission
 from finetune_operator.observe.job_problems import job_trouble
-from finetune_operator.observe.pod_termination import failure
+from finetune_operator.observe.pod_termination import find_failure
 from finetune_operator.observe.stage_usage import stage_usage
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs import AnswersConfig, PromptsConfig
@@ -347,7 +347,7 @@ def test_an_engine_that_needs_more_memory_names_the_field() -> None:
     times = {"startedAt": stamp(1), "finishedAt": stamp(5)}
     pod = answering(terminated={"exitCode": 137, "reason": "OOMKilled", **times})
 
-    trouble = failure(evaluate_job(), [pod])
+    trouble = find_failure(evaluate_job(), [pod])
 
     assert trouble.reason == "OutOfMemory"
     assert "raise resources.memory for serve in pods of ComputeProfile cpu" in trouble.message

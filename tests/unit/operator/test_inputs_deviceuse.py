@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observe.device_usage import PodUse, use_of
+from finetune_operator.observe.device_usage import PodUse, read_use
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.device_use import KEPT, DeviceUse
 
@@ -98,7 +98,7 @@ def span(found: PodUse | None) -> tuple[float, float | None] | None:
 def test_a_pod_uses_devices_from_its_first_container_to_its_end(
     manifest: Manifest, expected: tuple[float, float | None] | None
 ) -> None:
-    assert span(use_of(manifest)) == expected
+    assert span(read_use(manifest)) == expected
 
 
 def devices(found: PodUse | None, *resources: str) -> list[int]:
@@ -109,20 +109,20 @@ def devices(found: PodUse | None, *resources: str) -> list[int]:
 def test_devices_are_those_that_the_pod_requests_and_the_label_counts_for_what_it_does_not_request() -> None:
     """Whoever may edit pods may change their labels, but not their resources."""
     names = ("nvidia.com/gpu", "cpu", "amd.com/gpu")
-    assert devices(use_of(pod(running(5))), *names) == [2, 4, 4]
-    assert devices(use_of(pod(running(5), labels={})), *names) == [2, 3, 0]
+    assert devices(read_use(pod(running(5))), *names) == [2, 4, 4]
+    assert devices(read_use(pod(running(5), labels={})), *names) == [2, 3, 0]
     unlabeled = {"finetune.dev/stage": "train"}
     for label in ({}, {"finetune.dev/devices": "0"}, {"finetune.dev/devices": "many"}):
-        assert devices(use_of(pod(running(5), labels=unlabeled | label)), "nvidia.com/gpu") == [2]
+        assert devices(read_use(pod(running(5), labels=unlabeled | label)), "nvidia.com/gpu") == [2]
 
 
 def test_devices_of_init_containers_count_as_the_scheduler_counts_them() -> None:
     manifest = pod(running(5))
     one, three = ({"resources": {"limits": {"nvidia.com/gpu": number}}} for number in ("1", "3"))
     manifest["spec"]["initContainers"] = [three, {**one, "restartPolicy": "Always"}]
-    assert devices(use_of(manifest), "nvidia.com/gpu") == [3]
+    assert devices(read_use(manifest), "nvidia.com/gpu") == [3]
     manifest["spec"]["initContainers"] = [{**one, "restartPolicy": "Always"}, three]
-    assert devices(use_of(manifest), "nvidia.com/gpu") == [4]
+    assert devices(read_use(manifest), "nvidia.com/gpu") == [4]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_devices_of_init_containers_count_as_the_scheduler_counts_them() -> None
     ],
 )
 def test_every_quantity_of_kubernetes_is_read(quantity: Any, cores: int) -> None:
-    assert devices(use_of(pod(running(5), labels={}, cores=quantity)), "cpu") == [cores]
+    assert devices(read_use(pod(running(5), labels={}, cores=quantity)), "cpu") == [cores]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.engine.resources import JOB, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.related_types import SECONDARIES, Child, Lookup, Needs
+from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, Child, Lookup, Needs
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from finetune_operator.reconcile.scheduling import related
 from finetune_operator.runtime.caches import Caches
@@ -21,7 +21,7 @@ ROUTE = ResourceType("gateway.networking.k8s.io/v1alpha2", "TCPRoute", "tcproute
 WORKLOAD = ResourceType("kueue.x-k8s.io/v1beta1", "Workload", "workloads")
 QUEUE = ResourceType("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues")
 
-TYPES = (*SECONDARIES, Child(ROUTE), Child(WORKLOAD, selector="kueue.x-k8s.io/job-uid"), Lookup(QUEUE))
+TYPES = (*RELATED_TYPES, Child(ROUTE), Child(WORKLOAD, selector="kueue.x-k8s.io/job-uid"), Lookup(QUEUE))
 
 DESK = Key("InferenceDeployment", "team", "desk")
 LABELS = {OWNER_KIND: DESK.kind, OWNER_NAME: DESK.name}

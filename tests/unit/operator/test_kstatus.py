@@ -13,7 +13,7 @@ from finetune_operator.reconcile.pass_outcome import (
     Blocked,
     Done,
     Failed,
-    Halt,
+    PassOutcome,
     PassResult,
     Reconciled,
     Suspended,
@@ -36,7 +36,7 @@ CANCELLED = Failed(Reason.CANCELLED, "create another run")
 DONE = Done(Reason.SUCCEEDED, "everything is there")
 SUSPENDED = Suspended(Reason.SUSPENDED, "no devices are held")
 
-ENDS: list[tuple[Halt, str, tuple[str, str], float | None]] = [
+ENDS: list[tuple[PassOutcome, str, tuple[str, str], float | None]] = [
     (WORKING, "Reconciling", ("Queued", "Queued"), 30),
     (BLOCKED, "Reconciling", ("Blocked", "Blocked"), 60),
     (FAILED, "Stalled", ("Failed", "Failed"), None),
@@ -77,7 +77,7 @@ TRAINED = condition("Trained", "Succeeded")
 PROMOTED = condition("Ready", "Promoted")
 
 
-def after(before: Reconciled, halt: Halt, **options: Any) -> PassResult[Any]:
+def after(before: Reconciled, halt: PassOutcome, **options: Any) -> PassResult[Any]:
     return finish_pass(before, before.status, halt, LATER, **options)
 
 
@@ -90,7 +90,7 @@ def told(result: PassResult[Any]) -> list[str]:
     ("halt", "type_", "phases", "requeue_after"), ENDS, ids=[type(row[0]).__name__ for row in ENDS]
 )
 def test_every_kind_is_in_exactly_one_state(
-    kind: str, halt: Halt, type_: str, phases: tuple[str, str], requeue_after: float | None
+    kind: str, halt: PassOutcome, type_: str, phases: tuple[str, str], requeue_after: float | None
 ) -> None:
     other = "Reconciling" if type_ == "Stalled" else "Stalled"
     before = resource(
@@ -149,7 +149,9 @@ def test_a_suspension_is_announced_once_and_work_is_not() -> None:
 
 @pytest.mark.parametrize("kind", ["FineTuneJob", "Evaluation"])
 @pytest.mark.parametrize("halt", [WORKING, BLOCKED, FAILED, SUSPENDED])
-def test_a_finished_run_keeps_its_verdict_whatever_its_later_passes_meet(kind: str, halt: Halt) -> None:
+def test_a_finished_run_keeps_its_verdict_whatever_its_later_passes_meet(
+    kind: str, halt: PassOutcome
+) -> None:
     before = resource(kind, observedGeneration=1, phase="Succeeded", conditions=[PROMOTED])
     result = after(before, halt)
     assert result.status == before.status.model_copy(update={"observed_generation": 3})

@@ -9,7 +9,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import NEVER_PROMOTED
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide, verdict
+from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_end_of_run, decide_promotion
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import lenient_validator
 from tests.unit.operator.runobjects import JOB_UID, digest, finetunejob
@@ -109,7 +109,7 @@ RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
     ("job", "champion", "reason", "message"), [row[1:] for row in RUN], ids=[row[0] for row in RUN]
 )
 def test_the_runs_verdict(job: FineTuneJob, champion: str | None, reason: Reason, message: str) -> None:
-    decision = verdict(job, job.status.evaluation, champion)
+    decision = decide_end_of_run(job, job.status.evaluation, champion)
     assert decision.reason == reason
     assert message in decision.message
 
@@ -117,7 +117,7 @@ def test_the_runs_verdict(job: FineTuneJob, champion: str | None, reason: Reason
 @pytest.mark.parametrize("verdict_", ["Failed", "Undecided"])
 def test_a_run_that_never_promotes_does_not_advise_an_approval(verdict_: str) -> None:
     job = run(evaluation(verdict_), mode="Never")
-    message = verdict(job, job.status.evaluation, None).message
+    message = decide_end_of_run(job, job.status.evaluation, None).message
     assert "approval" not in message
     assert "To try again, create a FineTuneJob with another name" in message
 
@@ -300,7 +300,7 @@ def test_the_checkpoints_decision(
     checkpoint: Checkpoint, job: FineTuneJob | None, champion: Checkpoint | None, reason: Reason, message: str
 ) -> None:
     index = CheckpointIndex((checkpoint,) if champion is None else (checkpoint, champion))
-    decision = decide(checkpoint, job, index)
+    decision = decide_promotion(checkpoint, job, index)
     assert decision.reason == reason
     assert message in decision.message
 
@@ -311,4 +311,4 @@ def test_without_a_persons_word_the_checkpoint_decides_as_its_run(
 ) -> None:
     checkpoint = record()
     index = CheckpointIndex((checkpoint,) if champion is None else (checkpoint, OLDER))
-    assert decide(checkpoint, job, index) == verdict(job, job.status.evaluation, champion)
+    assert decide_promotion(checkpoint, job, index) == decide_end_of_run(job, job.status.evaluation, champion)

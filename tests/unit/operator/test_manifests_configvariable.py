@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.manifests.trainer_config import config_variable, literal
+from finetune_operator.manifests.trainer_config import config_variable, escape_variables
 from finetune_trainer.contract.own_metrics import Judge
 from tests.unit.operator.kubernetesexpansion import expanded
 
@@ -19,4 +19,4 @@ def test_no_text_of_a_config_is_replaced_by_kubernetes(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_argument_is_replaced_by_kubernetes(text: str) -> None:
-    assert expanded(literal(text)) == text
+    assert expanded(escape_variables(text)) == text

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.api.pod_template import RESERVED_VARIABLES, PodStage, PodTemplate, merged
+from finetune_operator.api.pod_template import RESERVED_VARIABLES, PodStage, PodTemplate, merge_entries
 from finetune_operator.manifests.engines.vllm import engine_environment
-from finetune_operator.manifests.pod_shape import shaped
+from finetune_operator.manifests.pod_shape import apply_pod_entries
 from finetune_operator.manifests.revision import HASHED
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES, JobStage
@@ -29,7 +29,7 @@ WITH_DEVICES: Manifest = {
 
 def merge(*entries: Manifest, stages: tuple[PodStage, ...] = ("train",)) -> Manifest:
     """What the entries say together about pods with these names."""
-    together = merged([PodTemplate.model_validate(each) for each in entries], stages)
+    together = merge_entries([PodTemplate.model_validate(each) for each in entries], stages)
     return together.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
 
 
@@ -47,7 +47,7 @@ def shaped_by(*entries: Manifest) -> Manifest:
         "spec": {"securityContext": security, "containers": [container], "initContainers": [fetch]},
     }
     uses = ComputeProfile.model_validate(profile(pods=list(entries)))
-    return shaped(template, uses, ["train"], RUN_GROUP)
+    return apply_pod_entries(template, uses, ["train"], RUN_GROUP)
 
 
 def environment(container: Manifest) -> dict[str, str]:

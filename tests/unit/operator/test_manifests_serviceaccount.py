@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.pod_security import AccountSettings, build_service_account
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 
 SETTINGS = AccountSettings({"eks.amazonaws.com/role-arn": "arn"}, ("registry", "mirror"))
 
@@ -37,7 +37,7 @@ def test_without_settings_an_account_has_neither() -> None:
 
 def test_the_account_of_a_first_job_gets_the_settings_of_the_process() -> None:
     facts = OperatorFacts("finetune-system", "trainer:1", "0f", accounts=SETTINGS)
-    draft = Draft(Snapshot(datetime.now(UTC), facts))
+    draft = PlanBuilder(Snapshot(datetime.now(UTC), facts))
     pod = {"serviceAccountName": RUNNER}
     draft.start_job({"metadata": {"namespace": "team-a"}, "spec": {"template": {"spec": pod}}})
     assert draft.create[0].manifest == build_service_account("team-a", RUNNER, SETTINGS)

@@ -14,9 +14,9 @@ from finetune_operator.observe.pod_startup import start_trouble, without_node_co
 from finetune_operator.observe.pod_termination import (
     NODE_REPORT_TIMEOUT,
     disruption,
-    failure,
+    find_failure,
     node_trouble,
-    until_overdue,
+    seconds_until_overdue,
 )
 from finetune_operator.plan import Manifest
 
@@ -340,7 +340,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
 @pytest.mark.parametrize(("pod", "reason", "parts"), ENDS.values(), ids=ENDS)
 def test_a_pod_that_ended_badly_says_how_and_what_to_do(pod: Manifest, reason: str, parts: list[str]) -> None:
     failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "…"}
-    trouble = failure(job(conditions=[failed]), [pod])
+    trouble = find_failure(job(conditions=[failed]), [pod])
     assert trouble.reason == reason
     for part in parts:
         assert part in trouble.message
@@ -348,7 +348,7 @@ def test_a_pod_that_ended_badly_says_how_and_what_to_do(pod: Manifest, reason: s
 
 def test_a_job_past_its_deadline_says_so_although_its_pod_is_gone() -> None:
     failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "…"}
-    trouble = failure(job(conditions=[failed]), [])
+    trouble = find_failure(job(conditions=[failed]), [])
     assert trouble.reason == "DeadlineExceeded"
     assert "activeDeadlineSeconds" in trouble.message
 
@@ -386,7 +386,7 @@ def test_a_terminating_pod_is_lost_with_its_node_half_a_minute_after_its_deadlin
     assert (
         node_trouble(terminating, "the train pod", NOW + NODE_REPORT_TIMEOUT - timedelta(seconds=1)) is None
     )
-    assert until_overdue(terminating, NOW) == NODE_REPORT_TIMEOUT.total_seconds() + 1
+    assert seconds_until_overdue(terminating, NOW) == NODE_REPORT_TIMEOUT.total_seconds() + 1
     trouble = node_trouble(terminating, "the train pod", NOW + NODE_REPORT_TIMEOUT)
     assert trouble is not None
     assert trouble.reason == "NodeLost"
@@ -401,7 +401,7 @@ def test_a_terminating_pod_is_lost_with_its_node_half_a_minute_after_its_deadlin
 def test_a_pod_whose_end_the_node_has_confirmed_is_not_lost_however_long_it_stays(phase: str) -> None:
     confirmed = pod(deletion=STAMP, phase=phase)
     assert node_trouble(confirmed, "the train pod", NOW + timedelta(days=1)) is None
-    assert until_overdue(confirmed, NOW) is None
+    assert seconds_until_overdue(confirmed, NOW) is None
 
 
 def test_a_pod_that_never_had_a_node_is_not_lost() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from finetune_operator.api.stage_status import MAX_ENDED_PODS, LostDeviceTime, StageUsage
 from finetune_operator.observe.pod_status import INDEX
-from finetune_operator.observe.pod_termination import with_ended
-from finetune_operator.observe.stage_usage import open_device_seconds, stage_usage, sum_lost, with_lost
+from finetune_operator.observe.pod_termination import add_ended_pods
+from finetune_operator.observe.stage_usage import add_lost, open_device_seconds, stage_usage, sum_lost
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import ExitCode
 
@@ -214,16 +214,16 @@ def test_the_end_of_a_pod_is_kept_with_its_cause_once(
 
 
 def test_lost_time_is_added_by_cause() -> None:
-    first = with_lost(None, "BadData", 3)
-    both = with_lost(with_lost(first, "Waiting", 1.5), "BadData", 0.25)
+    first = add_lost(None, "BadData", 3)
+    both = add_lost(add_lost(first, "Waiting", 1.5), "BadData", 0.25)
     assert both == (
         LostDeviceTime(cause="Waiting", device_seconds=1.5),
         LostDeviceTime(cause="BadData", device_seconds=3.25),
     )
-    assert with_lost(None, "Failure", 0) is None
+    assert add_lost(None, "Failure", 0) is None
     usage = StageUsage(name="train", until=START, device_seconds=10, starting_device_seconds=2, lost=both)
     assert open_device_seconds(usage) == 12 - 4.75
-    assert sum_lost((usage, usage)) == with_lost(with_lost(None, "Waiting", 3), "BadData", 6.5)
+    assert sum_lost((usage, usage)) == add_lost(add_lost(None, "Waiting", 3), "BadData", 6.5)
 
 
 @pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun", "Error"])
@@ -252,14 +252,14 @@ def test_a_pod_of_a_lost_node_uses_no_more_and_what_was_counted_stays() -> None:
 )
 def test_the_same_pods_change_no_recorded_ends(pods: list[tuple[int, int]], random: Any) -> None:
     ended = [pod(number, 0, 0, at, code=code) for number, (at, code) in enumerate(pods)]
-    known = with_ended((), ended)
+    known = add_ended_pods((), ended)
     random.shuffle(ended)
-    assert with_ended(known, ended) == known
+    assert add_ended_pods(known, ended) == known
     assert len(known) == min(len(pods), MAX_ENDED_PODS)
 
 
 def test_ends_that_another_one_caused_are_left_out_before_it() -> None:
     first = pod(0, 0, 0, 10)
     peers = [pod(number, 0, 0, 10 + number, code=ExitCode.PEER_LOST) for number in range(1, 32)]
-    known = with_ended((), [first, *peers])
+    known = add_ended_pods((), [first, *peers])
     assert [each.cause for each in known] == ["Failure", *["PeerLost"] * (MAX_ENDED_PODS - 1)]

@@ -16,7 +16,7 @@ from finetune_operator.api.evaluation_resource import (
 from finetune_operator.api.meta import Reserved
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
-from finetune_operator.reconcile.verdicts import condensed, evaluation_status
+from finetune_operator.reconcile.verdicts import condense, evaluation_status
 from finetune_trainer.contract.evaluation import CheckFinding
 from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
 from finetune_trainer.contract.progress import Progress
@@ -387,7 +387,7 @@ def test_the_largest_results_fit_into_a_status() -> None:
         findings=tuple(CheckFinding(check="Judge", veto=False, message="x" * 512) for _ in range(8)),
     )
     settings = EvaluationSettings(gates=gates)
-    entry = condensed(
+    entry = condense(
         evaluation_status(
             settings,
             result,

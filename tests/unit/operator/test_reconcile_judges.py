@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate, Score
-from finetune_operator.manifests.configs import measured_metrics, subjects_of
-from finetune_operator.reconcile.verdicts import Measurements, decide
+from finetune_operator.manifests.configs import select_metrics, select_subjects
+from finetune_operator.reconcile.verdicts import Measurements, decide_gates
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.results import Score as MeasuredScore
 from finetune_trainer.contract.results import StageResult
@@ -65,14 +65,14 @@ def test_preflight_and_evaluate_get_the_judges_and_their_secrets() -> None:
 )
 def test_a_judge_needs_generated_answers(settings: dict[str, Any], metrics: tuple[str, ...]) -> None:
     spec = EvaluationSettings.model_validate({"judges": [TONE], "gates": [GATE], **settings})
-    assert measured_metrics(spec) == metrics
+    assert select_metrics(spec) == metrics
 
 
 def test_the_opponent_is_measured() -> None:
     spec = {"compare": [], "judges": [{**TONE, "against": "Prompted"}]}
-    assert subjects_of(EvaluationSettings.model_validate(spec)) == ("Tuned", "Prompted")
+    assert select_subjects(EvaluationSettings.model_validate(spec)) == ("Tuned", "Prompted")
     reference = {"compare": [], "judges": [{**TONE, "against": "Reference"}]}
-    assert subjects_of(EvaluationSettings.model_validate(reference)) == ("Tuned",)
+    assert select_subjects(EvaluationSettings.model_validate(reference)) == ("Tuned",)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_judge_without_a_value_leaves_its_gate_undecided_with_the_reason() -> 
         evidence={0: GateEvidence(gate=0, rows=0, undecided=why)},
         opponents={"judge/tone": "Base"},
     )
-    (result,), verdict = decide((Gate.model_validate(GATE),), measurements)
+    (result,), verdict = decide_gates((Gate.model_validate(GATE),), measurements)
     assert verdict == "Undecided"
     assert result.message == f"judge/tone of the tuned model was not measured: {why}"
 

@@ -19,7 +19,7 @@ from finetune_operator.reconcile.finetunejob import reconciler
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
-from finetune_operator.reconcile.pass_outcome import Failed, Halt
+from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
 from finetune_operator.stage_table import STAGES, StageRow
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -51,7 +51,7 @@ class SafetyConfig(StageConfig):
     checkpoint: str
 
 
-def check_safety(run: Run) -> Halt | None:
+def check_safety(run: Run) -> PassOutcome | None:
     """The builder: the stage's config, and what the run records of its result."""
     if is_true(run.status.conditions, ROW.condition or ConditionType.READY):
         return None

@@ -717,7 +717,7 @@ def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows
     cluster.succeed("prepare", prepared(source_version="etag-1", unread_fields=names))
     cluster.settle()
 
-    condition = conditions.find(status(cluster).conditions, ConditionType.FIELDS_READ)
+    condition = conditions.find_condition(status(cluster).conditions, ConditionType.FIELDS_READ)
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "FieldsIgnored")
     assert condition.message.startswith("Nothing reads system_prompt, messages[].thinking of the rows")
@@ -726,4 +726,4 @@ def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows
     until_due(cluster)
     cluster.succeed("prepare", prepared(run_of(cluster), dataset=NEWER, source_version="etag-2"))
     cluster.settle()
-    assert conditions.find(status(cluster).conditions, ConditionType.FIELDS_READ) is None
+    assert conditions.find_condition(status(cluster).conditions, ConditionType.FIELDS_READ) is None

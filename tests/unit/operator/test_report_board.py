@@ -5,7 +5,7 @@ import itertools
 
 from finetune_operator.plan import Key
 from finetune_operator.report.authorization import Caller
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.vocabulary import Stage
@@ -25,7 +25,7 @@ class Runs:
     def __init__(self) -> None:
         self.clock = Clock()
         self.looks: list[tuple[str, float]] = []
-        self.board = ProgressBoard(self._announce, self.clock)
+        self.board = ProgressCache(self._announce, self.clock)
         self._sequence = 0
 
     def _announce(self, key: Key, delay: float) -> None:

@@ -15,7 +15,7 @@ from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.resources import SECRET, ResourceTypes
 from finetune_operator.plan import Manifest
 from finetune_operator.report.authorization import Authorizer
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportEndpoint, ReportServer
 from finetune_operator.runtime.caches import Caches
 from tools.cluster.ports import free_port
@@ -31,7 +31,7 @@ async def unreachable() -> AsyncIterator[KubernetesClient]:
 
 
 def endpoint(cluster: KubernetesClient, address: str) -> ReportEndpoint:
-    board = ProgressBoard(lambda _key, _delay: None)
+    board = ProgressCache(lambda _key, _delay: None)
     server = ReportServer(Authorizer(cluster, Caches().by_kind), board, lambda: True, lambda _code: None)
     return ReportEndpoint(
         cluster,
@@ -87,7 +87,7 @@ async def answers(made: ReportEndpoint, port: int) -> int:
 
 async def test_a_replaced_certificate_is_served_without_a_restart() -> None:
     cluster = Objects()
-    board = ProgressBoard(lambda _key, _delay: None)
+    board = ProgressCache(lambda _key, _delay: None)
     server = ReportServer(
         Authorizer(cast("KubernetesClient", cluster), Caches().by_kind),
         board,

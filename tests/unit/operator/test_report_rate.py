@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate limits by token buckets."""
 
-from finetune_operator.report.authorization import Buckets, TokenBucket
+from finetune_operator.report.authorization import KeyedTokenBuckets, TokenBucket
 
 
 class Clock:
@@ -25,14 +25,14 @@ def test_a_burst_passes_and_then_the_rate_counts() -> None:
 
 
 def test_one_callers_excess_does_not_count_against_another() -> None:
-    buckets = Buckets(rate=1, burst=1, remembered=10, clock=Clock())
+    buckets = KeyedTokenBuckets(rate=1, burst=1, remembered=10, clock=Clock())
     assert buckets.take("noisy")
     assert not buckets.take("noisy")
     assert buckets.take("quiet")
 
 
 def test_only_so_many_callers_are_remembered() -> None:
-    buckets = Buckets(rate=1, burst=1, remembered=2, clock=Clock())
+    buckets = KeyedTokenBuckets(rate=1, burst=1, remembered=2, clock=Clock())
     for caller in ("a", "b", "c"):
         assert buckets.take(caller)
     assert buckets.take("a")

@@ -20,7 +20,7 @@ from finetune_operator.report.authorization import (
     Authorizer,
     TooManyReviews,
 )
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.environment import REPORT_PATH
@@ -36,7 +36,7 @@ class Endpoint:
         unreachable.host = "https://127.0.0.1:1"
         self.cluster = KubernetesClient(unreachable, ResourceTypes(), "test")
         self.metrics = OperatorMetrics()
-        board = ProgressBoard(lambda _key, _delay: None)
+        board = ProgressCache(lambda _key, _delay: None)
         self.server = ReportServer(
             Authorizer(self.cluster, Caches().by_kind), board, lambda: self.active, self.metrics.reported
         )

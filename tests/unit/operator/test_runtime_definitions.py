@@ -6,14 +6,14 @@ from copy import deepcopy
 import pytest
 
 from finetune_operator.api.crd import KINDS, build_crd
-from finetune_operator.runtime.definitions import _schema, missing_in
+from finetune_operator.runtime.definitions import _schema, find_missing
 
 OURS = {kind.name: _schema(build_crd(kind)) for kind in KINDS}
 
 
 def test_a_definition_of_this_release_lacks_nothing() -> None:
     for schema in OURS.values():
-        assert list(missing_in(schema, schema)) == []
+        assert list(find_missing(schema, schema)) == []
 
 
 def test_missing_fields_and_values_are_named_by_their_paths() -> None:
@@ -23,7 +23,7 @@ def test_missing_fields_and_values_are_named_by_their_paths() -> None:
     evaluation = old["properties"]["status"]["properties"]["evaluation"]
     evaluation["properties"]["verdict"]["enum"].remove("NoGates")
 
-    assert sorted(missing_in(old, ours)) == [
+    assert sorted(find_missing(old, ours)) == [
         "status.evaluation.verdict=NoGates",
         "status.resolved.trainerContract",
     ]
@@ -33,7 +33,7 @@ def test_a_newer_definition_lacks_nothing() -> None:
     newer = deepcopy(OURS["Dataset"])
     newer["properties"]["spec"]["properties"]["news"] = {"type": "string"}
     newer["properties"]["spec"]["properties"]["onInvalidRows"]["enum"].append("Repair")
-    assert list(missing_in(newer, OURS["Dataset"])) == []
+    assert list(find_missing(newer, OURS["Dataset"])) == []
 
 
 @pytest.mark.parametrize("version", ["v1alpha1", "v1"])

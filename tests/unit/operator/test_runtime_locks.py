@@ -19,7 +19,7 @@ from finetune_operator.engine.resources import ResourceTypes
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
-from finetune_operator.report.progress_cache import ProgressBoard
+from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.controller import Controller
 from finetune_operator.runtime.lookups import Lookups
@@ -77,7 +77,7 @@ class Scene:
             ),
             events=events,
             lookups=Lookups(self.cluster),
-            board=ProgressBoard(lambda _key, _seconds: None),
+            board=ProgressCache(lambda _key, _seconds: None),
             metrics=OperatorMetrics(),
             facts=lambda: OperatorFacts(
                 namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f"

@@ -4,7 +4,7 @@
 import json
 
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus, Gate, GateResult, Score
-from finetune_operator.reconcile.verdicts import evaluation_status, of_champion
+from finetune_operator.reconcile.verdicts import drop_other_champions, evaluation_status
 from finetune_operator.status.progress import evaluation_table
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 from finetune_trainer.contract.results import EvaluateResult
@@ -97,7 +97,7 @@ def test_a_stored_result_of_a_former_champion_decides_nothing_in_a_line_without_
 
     evaluation = evaluation_status(
         spec,
-        of_champion(spec, result, None),
+        drop_other_champions(spec, result, None),
         checkpoint="c",
         source="Run",
         dataset_version=None,

@@ -9,10 +9,10 @@ from finetune_operator.api.finetune_job_status import MeasuredTraining, Predicti
 from finetune_operator.status.prediction import (
     TrainDevices,
     columns,
+    find_warning,
     measured_message,
     predicted_message,
     predicted_status,
-    warning_of,
 )
 from finetune_trainer.contract.prediction import GIBIBYTE, DeviceFacts
 from finetune_trainer.contract.prediction import Prediction as Predicted
@@ -92,7 +92,7 @@ def test_the_columns_have_the_prediction_and_then_what_it_took() -> None:
     ],
 )
 def test_what_may_not_fit_is_a_warning(verdict: str, warning: str | None) -> None:
-    found = warning_of(prediction(verdict=verdict, device_memory_bytes=76 * GIBIBYTE))
+    found = find_warning(prediction(verdict=verdict, device_memory_bytes=76 * GIBIBYTE))
     assert found == warning if warning is None else (found or "").startswith(warning)
 
 

@@ -11,11 +11,11 @@ from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatu
 from finetune_operator.api.finetune_job_status import ProgressStatus
 from finetune_operator.api.meta import ReservedValues
 from finetune_operator.api.stage_status import Cost, StageUsage
-from finetune_operator.observe.pod_status import Price, with_cost
-from finetune_operator.observe.stage_usage import finished_stage, stage_usage
+from finetune_operator.observe.pod_status import Price, add_cost
+from finetune_operator.observe.stage_usage import finish_stage, stage_usage
 from finetune_operator.plan import Manifest
-from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.progress import complete_stage, display, duration_text, merge_report, score_text
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.progress import Progress
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
@@ -71,57 +71,57 @@ def test_a_stage_whose_container_never_started_has_used_nothing() -> None:
     waiting = {"waiting": {"reason": "x"}}
     pending: Manifest = {"status": {"containerStatuses": [{"name": "trainer", "state": waiting}]}}
     assert stage_usage(None, "train", job(), [pending, {}], second(70)) is None
-    assert finished_stage(None, "train").seconds == 0
+    assert finish_stage(None, "train").seconds == 0
 
 
 def test_cost_is_added_as_time_passes_and_only_in_one_currency() -> None:
     euro, dollar = Price(per_device_hour=2, currency="EUR"), Price(per_device_hour=9, currency="USD")
-    cost = with_cost(None, 1800, euro)
+    cost = add_cost(None, 1800, euro)
     assert cost == Cost(device_seconds=1800, amount=1, currency="EUR")
-    assert with_cost(cost, 1800, euro) == Cost(device_seconds=3600, amount=2, currency="EUR")
-    assert with_cost(cost, 60, dollar) == Cost(device_seconds=1860, amount=1, currency="EUR")
-    assert with_cost(None, 60, Price()) == Cost(device_seconds=60)
-    assert with_cost(None, 0, euro) is None
+    assert add_cost(cost, 1800, euro) == Cost(device_seconds=3600, amount=2, currency="EUR")
+    assert add_cost(cost, 60, dollar) == Cost(device_seconds=1860, amount=1, currency="EUR")
+    assert add_cost(None, 60, Price()) == Cost(device_seconds=60)
+    assert add_cost(None, 0, euro) is None
 
 
 @pytest.mark.parametrize("unpriced", [Price(), Price(currency="USD")])
 def test_the_currency_of_the_cost_is_that_of_the_first_price(unpriced: Price) -> None:
-    cost = with_cost(with_cost(None, 60, unpriced), 1800, Price(per_device_hour=2, currency="EUR"))
+    cost = add_cost(add_cost(None, 60, unpriced), 1800, Price(per_device_hour=2, currency="EUR"))
     assert cost == Cost(device_seconds=1860, amount=1, currency="EUR")
 
 
 def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:
-    first = merged(None, "train", Progress(step=30, total_steps=40, loss=0.123456789, eta_seconds=12.6))
+    first = merge_report(None, "train", Progress(step=30, total_steps=40, loss=0.123456789, eta_seconds=12.6))
     assert (first.percent, first.loss, first.eta_seconds) == (75, 0.12346, 13)
-    assert merged(first, "train", Progress(step=20, total_steps=40)) == first
-    later = merged(first, "evaluate", Progress(step=6, total_steps=24))
+    assert merge_report(first, "train", Progress(step=20, total_steps=40)) == first
+    later = merge_report(first, "evaluate", Progress(step=6, total_steps=24))
     assert (later.stage, later.percent, later.loss) == ("evaluate", 25, 0.12346)
 
 
 def test_progress_has_the_validation_loss_and_the_memory_of_the_device() -> None:
     report = Progress(step=1, total_steps=4, validation_loss=0.123456789, device_memory_bytes=1 << 30)
-    shown = merged(None, "train", report)
+    shown = merge_report(None, "train", report)
     assert (shown.validation_loss, shown.device_memory_bytes) == (0.12346, 1 << 30)
 
 
 def test_rewards_are_shown_as_they_are_reported_and_only_of_methods_that_have_them() -> None:
     report = Progress(step=30, total_steps=40, reward_accuracy=0.875, reward_margin=1.23456789)
 
-    shown = merged(None, "train", report)
+    shown = merge_report(None, "train", report)
 
     assert (shown.reward_accuracy, shown.reward_margin) == (0.875, 1.2346)
-    assert "rewardMargin" not in merged(None, "train", Progress(step=1, total_steps=2)).to_dict()
+    assert "rewardMargin" not in merge_report(None, "train", Progress(step=1, total_steps=2)).to_dict()
 
 
 def test_a_stage_that_has_ended_is_at_a_hundred_percent() -> None:
-    ended = completed(
+    ended = complete_stage(
         ProgressStatus(stage="train", step=38, total_steps=40, loss=0.1, eta_seconds=4), "train", 40
     )
     assert (ended.step, ended.percent, ended.loss, ended.eta_seconds) == (40, 100, 0.1, None)
 
 
 def test_a_run_that_stopped_early_has_made_all_the_steps_that_it_was_to_make() -> None:
-    ended = completed(ProgressStatus(stage="train", step=30, total_steps=40, percent=75), "train", 30)
+    ended = complete_stage(ProgressStatus(stage="train", step=30, total_steps=40, percent=75), "train", 30)
     assert (ended.step, ended.total_steps, ended.percent) == (30, 30, 100)
 
 
@@ -149,7 +149,7 @@ def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
     ],
 )
 def test_reserved_fields_are_found_wherever_they_are(spec: Any, messages: tuple[str, ...]) -> None:
-    assert not_implemented(spec) == messages
+    assert find_unimplemented(spec) == messages
 
 
 def test_reserved_values_are_found_in_lists_and_within_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_reserved_values_are_found_in_lists_and_within_parts(monkeypatch: pytest
         }
     )
 
-    assert not_implemented(spec) == (
+    assert find_unimplemented(spec) == (
         "spec.compare: Prompted is not implemented in this release; use Base",
         "spec.gates[0].over: Live is not implemented in this release; use Base",
     )

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import FineTuneJobStatus
-from finetune_operator.api.meta import Model, identity_of, keep_unknown
+from finetune_operator.api.meta import Model, find_identity, keep_unknown
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.runtime.snapshots import Models
 from finetune_operator.status.conditions import status_manifest
@@ -152,7 +152,7 @@ def parts_of(annotation: Any, is_item: bool = False) -> Iterator[tuple[type[Mode
 
 def test_the_items_of_each_list_have_an_identity() -> None:
     items = {
-        item.__name__: identity_of(item)
+        item.__name__: find_identity(item)
         for kind in KINDS
         for status, _ in parts_of(kind.model.model_fields["status"].annotation)
         for item in items_in(status)

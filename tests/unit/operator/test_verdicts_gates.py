@@ -9,9 +9,9 @@ from finetune_operator.api.evaluation import MAX_SCORES, Gate, Score
 from finetune_operator.reconcile.verdicts import (
     MIN_ROWS,
     Measurements,
-    decide,
+    decide_gates,
     few_rows_warning,
-    shown_scores,
+    select_scores,
 )
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 
@@ -67,27 +67,30 @@ GATES: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("gate", "verdict", "message"), GATES)
 def test_a_gate_compares_and_says_with_what(gate: dict[str, Any], verdict: str, message: str) -> None:
-    results, overall = decide((Gate(**gate),), MEASURED)
+    results, overall = decide_gates((Gate(**gate),), MEASURED)
     assert (results[0].verdict, results[0].message, overall) == (verdict, message, verdict)
 
 
 def test_a_model_that_equals_its_base_gains_nothing() -> None:
     same = tuple(Score(metric="exact_match", subject=who, value=0.65, rows=24) for who in ("Tuned", "Base"))
-    results, verdict = decide((Gate(metric="exact_match", min_gain=0, over="Base"),), Measurements(same))
+    results, verdict = decide_gates(
+        (Gate(metric="exact_match", min_gain=0, over="Base"),), Measurements(same)
+    )
     assert (verdict, results[0].message) == ("Failed", "exact_match gain 0 over Base (0.65 → 0.65) ≤ 0")
     assert (
-        decide((Gate(metric="exact_match", min_gain=-0.1, over="Base"),), Measurements(same))[1] == "Passed"
+        decide_gates((Gate(metric="exact_match", min_gain=-0.1, over="Base"),), Measurements(same))[1]
+        == "Passed"
     )
 
 
 def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:
     good, bad = Gate(metric="exact_match", min=0.5), Gate(metric="exact_match", min=0.99)
     unknown = Gate(metric="exact_match", min_gain=0.1, over="Live")
-    assert decide((good, bad, unknown), MEASURED)[1] == "Failed"
-    assert decide((good, unknown), MEASURED)[1] == "Undecided"
-    assert decide((good,), MEASURED)[1] == "Passed"
-    assert decide((), MEASURED)[1] == "NoGates"
-    assert decide((good,), Measurements(()))[1] == "Undecided"
+    assert decide_gates((good, bad, unknown), MEASURED)[1] == "Failed"
+    assert decide_gates((good, unknown), MEASURED)[1] == "Undecided"
+    assert decide_gates((good,), MEASURED)[1] == "Passed"
+    assert decide_gates((), MEASURED)[1] == "NoGates"
+    assert decide_gates((good,), Measurements(()))[1] == "Undecided"
 
 
 CONFIDENT: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
@@ -196,7 +199,7 @@ def test_a_gate_with_a_confidence_is_decided_by_the_bounds_and_not_by_the_value(
 ) -> None:
     measured = Measurements(SCORES, evidence={0: GateEvidence(gate=0, rows=24, **evidence)})
 
-    (result,), overall = decide((Gate(confidence=0.95, **gate),), measured)
+    (result,), overall = decide_gates((Gate(confidence=0.95, **gate),), measured)
 
     assert (result.verdict, result.message, overall) == (verdict, message, verdict)
     assert (result.confidence, result.rows, result.more_rows) == (0.95, 24, evidence.get("more_rows"))
@@ -212,14 +215,14 @@ def test_the_evidence_of_each_gate_is_found_by_its_index() -> None:
         0: GateEvidence(gate=0, low=0.85, high=1, rows=24),
     }
 
-    results, verdict = decide(gates, Measurements(SCORES, evidence=evidence))
+    results, verdict = decide_gates(gates, Measurements(SCORES, evidence=evidence))
 
     assert [result.verdict for result in results] == ["Passed", "Undecided"]
     assert verdict == "Undecided"
 
 
 def test_without_evidence_a_gate_with_a_confidence_is_undecided() -> None:
-    (result,), verdict = decide((Gate(metric="exact_match", min=0.8, confidence=0.95),), MEASURED)
+    (result,), verdict = decide_gates((Gate(metric="exact_match", min=0.8, confidence=0.95),), MEASURED)
 
     assert verdict == "Undecided"
     assert "the rows give no bounds" in result.message
@@ -229,7 +232,7 @@ def test_evidence_does_not_change_a_gate_without_a_confidence() -> None:
     evidence = {0: GateEvidence(gate=0, low=0.1, high=0.2, gain=9, rows=24, undecided="unclear")}
     gate = Gate(metric="exact_match", min=0.8)
 
-    (result,), _ = decide((gate,), Measurements(SCORES, evidence=evidence))
+    (result,), _ = decide_gates((gate,), Measurements(SCORES, evidence=evidence))
 
     assert (result.verdict, result.message) == ("Passed", "exact_match 0.95 ≥ 0.8")
 
@@ -250,7 +253,7 @@ def test_a_gain_over_live_does_not_apply_before_the_first_champion_but_the_other
 ) -> None:
     gate = LIVE.model_copy(update=bounds)
 
-    (result,), decided = decide((gate,), Measurements(SCORES, has_champion=False))
+    (result,), decided = decide_gates((gate,), Measurements(SCORES, has_champion=False))
 
     assert (result.verdict, decided) == (verdict, overall)
     assert "exact_match has no gain over Live, because the model line has no other champion" in result.message
@@ -259,7 +262,7 @@ def test_a_gain_over_live_does_not_apply_before_the_first_champion_but_the_other
 def test_a_champion_that_cannot_be_read_leaves_its_gates_undecided_with_the_reason() -> None:
     measured = Measurements(SCORES, unmeasured={"Live": "its weights are not in the store"})
 
-    (result,), verdict = decide((LIVE,), measured)
+    (result,), verdict = decide_gates((LIVE,), measured)
 
     assert verdict == "Undecided"
     assert result.message == "exact_match of Live was not measured: its weights are not in the store"
@@ -270,7 +273,7 @@ def test_a_gain_over_any_model_is_compared(over: str) -> None:
     other = Score(metric="exact_match", subject=over, value=0.9, rows=24)
     gate = Gate.model_validate({"metric": "exact_match", "minGain": 0.1, "over": over})
 
-    (result,), verdict = decide((gate,), Measurements((*SCORES, other)))
+    (result,), verdict = decide_gates((gate,), Measurements((*SCORES, other)))
 
     assert (verdict, result.over) == ("Failed", over)
     assert result.message == f"exact_match gain 0.05 over {over} (0.9 → 0.95) < 0.1"
@@ -283,9 +286,9 @@ def test_a_veto_fails_what_would_pass_and_a_warning_changes_nothing(
 ) -> None:
     finding = CheckFinding(check="noChange", veto=veto, message="the adapter changes nothing")
 
-    _, verdict = decide(gates, Measurements(SCORES, findings=(finding,)))
+    _, verdict = decide_gates(gates, Measurements(SCORES, findings=(finding,)))
 
-    assert verdict == ("Failed" if veto else decide(gates, MEASURED)[1])
+    assert verdict == ("Failed" if veto else decide_gates(gates, MEASURED)[1])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +310,7 @@ def test_a_status_without_room_for_all_scores_keeps_those_of_the_gates() -> None
     names = [f"custom/m{number}" for number in range(MAX_SCORES + 5)]
     scores = tuple(Score(metric=name, subject="Tuned", value=0, rows=1) for name in names)
 
-    kept = shown_scores(scores, frozenset({names[-1]}))
+    kept = select_scores(scores, frozenset({names[-1]}))
 
     assert len(kept) == MAX_SCORES
     assert [score.metric for score in kept] == [*names[: MAX_SCORES - 1], names[-1]]
@@ -327,7 +330,7 @@ def test_the_evidence_decides_as_the_scores_that_a_short_message_leaves_out(
 ) -> None:
     known = Measurements((), evidence={0: GateEvidence(gate=0, rows=24, **evidence)})
 
-    (short,), verdict = decide((Gate(**gate),), known)
+    (short,), verdict = decide_gates((Gate(**gate),), known)
 
-    (whole,), expected = decide((Gate(**gate),), MEASURED)
+    (whole,), expected = decide_gates((Gate(**gate),), MEASURED)
     assert (verdict, short.message, short.value) == (expected, whole.message, whole.value)

@@ -23,7 +23,7 @@ from finetune_operator.reconcile.scheduling import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshots import SnapshotReader
-from finetune_operator.runtime.triggers import Wakeups
+from finetune_operator.runtime.triggers import ChangeTriggers
 from tests.unit.operator.endpoints import endpoint
 from tests.unit.operator.memorycluster import FACTS
 from tests.unit.operator.test_runtime_snapshotreader import checkpoint, dataset_version, obj
@@ -269,7 +269,7 @@ def test_a_request_for_an_object_costs_the_same_however_many_others_were_request
 
 def test_the_starts_of_many_pods_are_counted_in_one_pass_of_their_profile() -> None:
     caches, queue = Caches(), Queued()
-    Wakeups(caches, SnapshotReader(caches), Watches(), cast("Any", queue), lambda: True)
+    ChangeTriggers(caches, SnapshotReader(caches), Watches(), cast("Any", queue), lambda: True)
     caches.kinds["ComputeProfile"].put(
         {
             "apiVersion": "finetune.dev/v1alpha1",

@@ -10,7 +10,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide
+from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_promotion
 
 SERVER_FIELDS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 
@@ -63,7 +63,7 @@ def _withdraw_promotion(checkpoint: Manifest, job: Manifest) -> None:
     for field in ("promotedAt", "evaluations", "display"):
         status.pop(field, None)
     run = FineTuneJob.model_validate(job)
-    decision = decide(Checkpoint.model_validate(checkpoint), run, CheckpointIndex())
+    decision = decide_promotion(Checkpoint.model_validate(checkpoint), run, CheckpointIndex())
     condition = next(each for each in status["conditions"] if each["type"] == "Promoted")
     condition.update(status="False", reason=str(decision.reason), message=decision.message)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.references import StoreConfig
-from finetune_trainer.model.bundle import base_bundle
+from finetune_trainer.model.bundle import read_base_bundle
 from finetune_trainer.store import open_store
 from tools.bench.errors import BenchError
 from tools.cluster.layout import DEFAULT_NAME, Layout
@@ -110,7 +110,7 @@ class BenchNamespace:
         store = open_store(StoreConfig(uri="pvc://artifacts", path=str(folder)))
         with store.staging() as staging:
             shutil.copytree(gemma(), staging, dirs_exist_ok=True)
-            base_bundle(gemma()).write(staging)
+            read_base_bundle(gemma()).write(staging)
             return store.publish("checkpoints", staging)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide the gates of an analysis from the counts of both revisions.
+"""Verdicts of gates: on what pods count, on queries, on answers.
+
+Decide the gates of an analysis from the counts of both revisions.
 
 A gate fails if the requests show, at its confidence, that a bound is missed. It passes if there are enough
 requests and the measured value meets the bounds. Otherwise it is inconclusive.
@@ -35,7 +37,7 @@ from finetune_trainer.contract.analysis import (
 from finetune_trainer.contract.configs import ProbedModel
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
-from finetune_trainer.statistics.bootstrap import resampled_mean
+from finetune_trainer.statistics.bootstrap import bootstrap_mean
 from finetune_trainer.statistics.estimate import Estimate, one_sided
 from finetune_trainer.statistics.proportions import (
     HistogramQuantile,
@@ -86,7 +88,7 @@ def unknown_metric_problem(gate: AnalysisGateBound) -> str:
     )
 
 
-def combined(verdicts: Iterable[AnalysisVerdict]) -> AnalysisVerdict:
+def combine_verdicts(verdicts: Iterable[AnalysisVerdict]) -> AnalysisVerdict:
     """Fail if one failed, Pass if all have passed."""
     found = set(verdicts)
     return "Fail" if "Fail" in found else "Inconclusive" if "Inconclusive" in found else "Pass"
@@ -124,11 +126,11 @@ def _decide_share(
         verdicts.append(_decide_bound(evidence, fails=low > gate.max_increase, meets=meets))
     return AnalysisFigure(
         metric=gate.metric,
-        value=rounded(new.value),
-        low=rounded(interval.low),
-        high=rounded(interval.high),
-        stable=None if stable is None or gate.max_increase is None else rounded(stable.value),
-        verdict=_of_bounds(verdicts, gate),
+        value=round_figure(new.value),
+        low=round_figure(interval.low),
+        high=round_figure(interval.high),
+        stable=None if stable is None or gate.max_increase is None else round_figure(stable.value),
+        verdict=_combine_bounds(verdicts, gate),
     )
 
 
@@ -154,11 +156,11 @@ def _decide_latency(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigu
     return AnalysisFigure(
         metric=gate.metric,
         quantile=quantile,
-        value=rounded(new.value),
-        low=rounded(interval.low),
-        high=None if math.isinf(interval.high) else rounded(interval.high),
-        stable=None if stable is None or gate.max_ratio is None else rounded(stable.value),
-        verdict=_of_bounds(verdicts, gate),
+        value=round_figure(new.value),
+        low=round_figure(interval.low),
+        high=None if math.isinf(interval.high) else round_figure(interval.high),
+        stable=None if stable is None or gate.max_ratio is None else round_figure(stable.value),
+        verdict=_combine_bounds(verdicts, gate),
     )
 
 
@@ -177,9 +179,9 @@ def _decide_queue(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure
     ]
     return AnalysisFigure(
         metric=gate.metric,
-        value=rounded(new),
-        stable=None if stable is None or gate.max_increase is None else rounded(stable),
-        verdict=_of_bounds(verdicts, gate),
+        value=round_figure(new),
+        stable=None if stable is None or gate.max_increase is None else round_figure(stable),
+        verdict=_combine_bounds(verdicts, gate),
     )
 
 
@@ -196,11 +198,11 @@ def _decide_bound(evidence: Evidence, *, fails: bool, meets: bool) -> AnalysisVe
     return "Pass" if meets and evidence.is_long_enough else "Inconclusive"
 
 
-def _of_bounds(verdicts: Sequence[AnalysisVerdict], gate: AnalysisGateBound) -> AnalysisVerdict:
+def _combine_bounds(verdicts: Sequence[AnalysisVerdict], gate: AnalysisGateBound) -> AnalysisVerdict:
     """The verdict of a gate. A bound that could not be compared is inconclusive."""
     bounds = [each for each in (gate.max, gate.max_increase, gate.max_ratio) if each is not None]
     missing: list[AnalysisVerdict] = ["Inconclusive"] * (len(bounds) - len(verdicts))
-    return combined([*verdicts, *missing])
+    return combine_verdicts([*verdicts, *missing])
 
 
 def _errors(metrics: PodMetrics) -> Proportion | None:
@@ -225,7 +227,7 @@ def _latency(gate: AnalysisGateBound, metrics: PodMetrics, quantile: float) -> H
     return HistogramQuantile(tuple(buckets), counts, quantile, groups)
 
 
-def rounded(value: float) -> float:
+def round_figure(value: float) -> float:
     """The value as a figure shows it."""
     return float(f"{value:.{DIGITS}g}")
 
@@ -252,9 +254,9 @@ def decide_query(gate: AnalysisGateBound, values: QueriedValues, evidence: Evide
     ]
     return AnalysisFigure(
         metric=gate.metric,
-        value=rounded(values.new),
-        stable=None if values.stable is None else rounded(values.stable),
-        verdict=combined(verdicts),
+        value=round_figure(values.new),
+        stable=None if values.stable is None else round_figure(values.stable),
+        verdict=combine_verdicts(verdicts),
     )
 
 
@@ -263,7 +265,8 @@ def ratio_problem(gate: AnalysisGateBound, values: QueriedValues) -> str:
     if gate.max_ratio is None or values.stable is None or values.stable > 0:
         return ""
     return (
-        f"{gate.metric}: the stable revision has {rounded(values.stable):g}, and maxRatio needs a value above"
+        f"{gate.metric}: the stable revision has {round_figure(values.stable):g}, and maxRatio needs a "
+        "value above"
         " 0: use maxIncrease"
     )
 
@@ -352,11 +355,11 @@ def _figure_of(model: ProbedModel, gate: AnalysisGateBound, answers: Answers) ->
         metric=gate.metric,
         model=model.name,
         rows=len(new),
-        value=rounded(score.value),
-        low=rounded(interval.low),
-        high=rounded(interval.high),
-        stable=None if stable is None else rounded(stable.value),
-        verdict=combined(verdicts) if verdicts else "Pass",
+        value=round_figure(score.value),
+        low=round_figure(interval.low),
+        high=round_figure(interval.high),
+        stable=None if stable is None else round_figure(stable.value),
+        verdict=combine_verdicts(verdicts) if verdicts else "Pass",
     )
 
 
@@ -382,7 +385,7 @@ def _decide_score_bound(
 def _score(gate: AnalysisGateBound, values: Sequence[float]) -> Estimate:
     if METRICS[gate.metric].kind == "Proportion":
         return Proportion(round(sum(values)), len(values))
-    return resampled_mean(values, None, METRICS[gate.metric].range)
+    return bootstrap_mean(values, None, METRICS[gate.metric].range)
 
 
 def _gain(gate: AnalysisGateBound, pairs: Sequence[tuple[float, float]]) -> Estimate:
@@ -391,4 +394,4 @@ def _gain(gate: AnalysisGateBound, pairs: Sequence[tuple[float, float]]) -> Esti
     if METRICS[gate.metric].kind == "Proportion":
         return PairedProportions(differences.count(1), differences.count(-1), len(pairs))
     low, high = METRICS[gate.metric].range
-    return resampled_mean(differences, None, (low - high, high - low))
+    return bootstrap_mean(differences, None, (low - high, high - low))

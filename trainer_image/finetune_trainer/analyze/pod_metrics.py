@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of a serving pod, from the text that it serves. Each engine has its own names for them.
+"""The metrics of pods of a revision: read, parsed, added up.
+
+The metrics of a serving pod, from the text that it serves. Each engine has its own names for them.
 
 Read the metrics of the pods of one revision, again and again, and add up what they count.
 """
@@ -56,7 +58,7 @@ class PodMetrics:
             requests=self.requests - earlier.requests,
             errors=max(self.errors - earlier.errors, 0),
             histograms={
-                metric: _combined(buckets, earlier.histograms.get(metric, {}), -1)
+                metric: _combine_buckets(buckets, earlier.histograms.get(metric, {}), -1)
                 for metric, buckets in self.histograms.items()
             },
             queue=self.queue,
@@ -89,7 +91,7 @@ class PodMetrics:
             requests=self.requests + other.requests,
             errors=self.errors + other.errors,
             histograms={
-                metric: _combined(self.histograms.get(metric, {}), other.histograms.get(metric, {}), 1)
+                metric: _combine_buckets(self.histograms.get(metric, {}), other.histograms.get(metric, {}), 1)
                 for metric in metrics
             },
             queue=other.queue,
@@ -136,7 +138,7 @@ def served_digests(text: str) -> frozenset[str]:
     return frozenset(filter(None, digests))
 
 
-def _combined(one: Buckets, other: Buckets, sign: int) -> Buckets:
+def _combine_buckets(one: Buckets, other: Buckets, sign: int) -> Buckets:
     return _sorted({edge: one.get(edge, 0) + sign * other.get(edge, 0) for edge in {*one, *other}})
 
 
@@ -144,7 +146,7 @@ def _sorted(buckets: Mapping[float, float]) -> Buckets:
     return {edge: max(buckets[edge], 0) for edge in sorted(buckets)} if buckets else {math.inf: 0}
 
 
-def total(parts: Iterable[PodMetrics]) -> PodMetrics:
+def sum_metrics(parts: Iterable[PodMetrics]) -> PodMetrics:
     """The counts of several pods; the queue is the mean per pod."""
     result, queues = PodMetrics(), []
     for part in parts:
@@ -212,7 +214,7 @@ class PodReader:
     @property
     def metrics(self) -> PodMetrics:
         """What all pods have counted, with the mean queue per pod over all readings."""
-        counted = total(self._counted.values())
+        counted = sum_metrics(self._counted.values())
         queue = sum(self._queues) / len(self._queues) if self._queues else None
         return replace(counted, queue=queue)
 

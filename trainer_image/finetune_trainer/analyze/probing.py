@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests that an analysis sends itself: held-out rows of the datasets of the models.
+"""Held-out rows that both revisions answer: the requests, and the pods that get them.
+
+The requests that an analysis sends itself: held-out rows of the datasets of the models.
 
 Send rows to pods of both revisions, and keep the answers.
 
@@ -26,7 +28,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import Store
-from finetune_trainer.tokens.reasoning import ReasoningParser, parser_named
+from finetune_trainer.tokens.reasoning import ReasoningParser, find_parser
 
 MAX_TOKENS: Final = 256
 """Max tokens of an answer, as in an evaluation without `generation.maxTokens`."""
@@ -74,7 +76,7 @@ def _requests_of(model: ProbedModel, store: Store) -> Iterator[ProbeRequest]:
     if model.dataset is None:
         return
     folder = store.artifact(ArtifactRef(kind="datasets", digest=model.dataset), verify=True)
-    parser = None if model.reasoning_parser is None else parser_named(model.reasoning_parser)
+    parser = None if model.reasoning_parser is None else find_parser(model.reasoning_parser)
     for row in load_rows(folder / SPLIT_FILES["test"]):
         if row.label is not False:
             yield ProbeRequest(model.name, _body(model.name, row), _accepted(row, parser))

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from finetune_trainer.contract.analysis import PrometheusQuery, PrometheusSource
 from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.json_api import JsonApi, advice_about
+from finetune_trainer.remote.json_api import JsonApi, advise
 from finetune_trainer.remote.retries import Unreachable
 
 QUERY_SECONDS: Final = 30.0
@@ -120,9 +120,9 @@ class PrometheusReader:
         parameters = urlencode({"query": expression, "time": f"{time:.3f}"}, quote_via=quote)
         try:
             response = await api.get(f"api/v1/query?{parameters}", attempts=ATTEMPTS)
-            return number_of(response)
+            return parse_number(response)
         except Unreachable as error:
-            advice = advice_about(error.problem, source.credentials, "correct the query, or the address")
+            advice = advise(error.problem, source.credentials, "correct the query, or the address")
             why = f"{error.problem.text}; {advice}"
         except UnusableResponse as error:
             why = str(error)
@@ -135,7 +135,7 @@ class PrometheusReader:
         logger.warning("%s", self.problem)
 
 
-def number_of(response: Any) -> float:
+def parse_number(response: Any) -> float:
     """The value of a response of `/api/v1/query`. Raises UnusableResponse unless it is one finite number."""
     try:
         kind, found = response["data"]["resultType"], response["data"]["result"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure both revisions until a verdict is certain, or the max duration has passed.
+"""The analyze stage: measures both revisions until a verdict is certain.
+
+Measure both revisions until a verdict is certain, or the max duration has passed.
 
 Run the stage that analyzes a new revision of an endpoint.
 """
@@ -17,7 +19,7 @@ import httpx
 from finetune_trainer.analyze.gates import (
     Answers,
     Evidence,
-    combined,
+    combine_verdicts,
     decide,
     decide_query,
     decide_score,
@@ -240,7 +242,7 @@ class RevisionComparison:
 
     @property
     def _verdict(self) -> AnalysisVerdict:
-        return combined(figure.verdict for figure in self._figures)
+        return combine_verdicts(figure.verdict for figure in self._figures)
 
     @property
     def _serving_is_inconclusive(self) -> bool:

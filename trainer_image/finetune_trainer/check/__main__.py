@@ -216,7 +216,7 @@ def check(
     try:
         sources = find_files(files)
         require_writable(sources, report, html, output)
-        found = _prepared(sources, recipe, " ".join(files), output)
+        found = _prepare(sources, recipe, " ".join(files), output)
         write(found, report, html)
     except (NotFound, TooLarge, FileUnreadable) as error:
         _end(str(error))
@@ -241,7 +241,7 @@ def main() -> None:
         sys.exit(FAULT)
 
 
-def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
+def _prepare(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
     """Prepare the rows, write them to `output`, and return the report. Raises FileUnreadable, OSError."""
     from finetune_trainer.check.terminal import progress
     from finetune_trainer.data.pipeline import prepare

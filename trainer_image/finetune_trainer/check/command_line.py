@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn command line options into parts of a recipe. Errors name the option.
+"""What the command line names: options, files to read, files to write.
+
+Turn command line options into parts of a recipe. Errors name the option.
 
 Find the files that the user names: single files, folders and patterns.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate hints for the command line: fields of a Dataset become options.
+"""What the terminal shows: progress and report.
+
+Translate hints for the command line: fields of a Dataset become options.
 
 A progress bar on the terminal for preparations that take a while.
 
@@ -18,7 +20,7 @@ from finetune_trainer.report.document import Document
 from finetune_trainer.report.verdicts import (
     DATASET_CODES,
     RELATIONS,
-    counted,
+    count_noun,
     headline,
     number,
     position,
@@ -41,7 +43,7 @@ FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[
 NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
 
 
-def as_options(text: str) -> str:
+def translate_hint(text: str) -> str:
     """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
     text = FIELD.sub(_option, text)
     text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
@@ -124,7 +126,7 @@ def show(report: Document, console: "Console", problems: int) -> None:
     result = verdict(report)
     console.print(Text(result.title, STYLES[result.level]))
     if result.detail:
-        console.print(Text(as_options(result.detail)))
+        console.print(Text(translate_hint(result.detail)))
     _problems(report, console, problems)
     _alike(report, console, problems)
     if report["keptRows"]:
@@ -153,14 +155,14 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
                 Text(position(problem) or "the file"),
                 Text(problem["column"] or ""),
                 what.append(_found(problem), "not bold default"),
-                Text(as_options(problem["hint"])),
+                Text(translate_hint(problem["hint"])),
             )
         console.print()
         console.print(table)
     of_all = [problem for problem in report["problems"] if problem["code"] in DATASET_CODES]
     total = report["errorCount"] + report["warningCount"] - len(of_all)
     if total > len(shown):
-        more = counted(total - len(shown), "more problem" if shown else "problem")
+        more = count_noun(total - len(shown), "more problem" if shown else "problem")
         _kinds(report, console, f"{more}. All problems by kind:")
     if of_all:
         console.print()
@@ -187,7 +189,7 @@ def _warn(problem: dict[str, Any], console: "Console") -> None:
 
     style = STYLES[problem["severity"]]
     text = Text(f"{problem['severity']}: ", style)
-    text.append(as_options(sentence(problem)), "not bold default")
+    text.append(translate_hint(sentence(problem)), "not bold default")
     console.print(text)
 
 
@@ -216,11 +218,11 @@ def _splits(report: Document, console: "Console") -> None:
 
     splits = "  ".join(f"{split['name']} {number(split['rows'])}" for split in report["splits"])
     statistics = report["statistics"]
-    removed = [counted(statistics[key], noun) for key, noun in REMOVED if statistics[key]]
+    removed = [count_noun(statistics[key], noun) for key, noun in REMOVED if statistics[key]]
     if statistics["nearDuplicateRows"] and report["preparation"]["cleaning"]["nearDuplicates"] == "Remove":
-        removed.append(counted(statistics["nearDuplicateRows"], "near duplicate"))
+        removed.append(count_noun(statistics["nearDuplicateRows"], "near duplicate"))
     console.print()
-    console.print(Text(f"{counted(report['keptRows'], 'row')} kept: {splits}"))
+    console.print(Text(f"{count_noun(report['keptRows'], 'row')} kept: {splits}"))
     if removed:
         console.print(Text(f"removed: {', '.join(removed)}"))
     if report["unusedFields"]:

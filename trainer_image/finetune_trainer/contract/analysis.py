@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of the user to a Prometheus, which an analysis evaluates for both revisions.
+"""Analysis of a rollout: gates on figures of the pods and on the user's Prometheus queries.
+
+Queries of the user to a Prometheus, which an analysis evaluates for both revisions.
 
 Analysis of a rollout: gates on what the pods of a new revision measure and answer, and the figures.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what a newer release wrote: treat its enum values, and values beyond today's bounds, as data.
+"""Base of all messages: wire form, versions, lenient reading.
+
+Read what a newer release wrote: treat its enum values, and values beyond today's bounds, as data.
 
 Only JSON types are checked. A field or value unknown to this release never makes an object unreadable.
 
@@ -30,15 +32,15 @@ def lenient_validator(model: type[BaseModel]) -> SchemaValidator:
     unknown fields.
     """
     # The prebuilt validators of the model's parts are as strict as the model.
-    return SchemaValidator(_relaxed(model.__pydantic_core_schema__), _use_prebuilt=False)
+    return SchemaValidator(_relax_literals(model.__pydantic_core_schema__), _use_prebuilt=False)
 
 
-def without_bounds(schema: Any) -> Any:
+def drop_bounds(schema: Any) -> Any:
     """The core schema without its bounds."""
     return _mapped(schema, lambda literal: literal)
 
 
-def _relaxed(schema: Any) -> Any:
+def _relax_literals(schema: Any) -> Any:
     """The core schema without bounds, in which a literal accepts any scalar of its type."""
     return _mapped(
         schema,
@@ -124,11 +126,11 @@ class SharedPart(Contract):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: CoreSchema = without_bounds(handler(source))
+        schema: CoreSchema = drop_bounds(handler(source))
         return schema
 
 
-def without_unset(message: Contract) -> dict[str, Any]:
+def dump_set_fields(message: Contract) -> dict[str, Any]:
     """The fields by name as JSON types, without those, at any depth, that are None, or that are at their
     default and unknown to the oldest version.
 
@@ -140,7 +142,7 @@ def without_unset(message: Contract) -> dict[str, Any]:
         if _is_newer(field, CONTRACT_VERSIONS[0]) and value == field.get_default(call_default_factory=True):
             values.pop(name, None)
         elif isinstance(value, Contract):
-            values[name] = without_unset(value)
+            values[name] = dump_set_fields(value)
     return values
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of the configs of all stages.
+"""Configs of the stages and of the processes beside them, and the union that parses any of them.
+
+Base of the configs of all stages.
 
 The config of the stage that prepares rows.
 

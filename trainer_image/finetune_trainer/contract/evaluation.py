@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options.
+"""How a Checkpoint is evaluated, and the engine that answers for it.
+
+How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options.
 
 The engine that generates the answers of an evaluation.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training methods: an objective, and a type that says which weights are trained.
+"""Training methods: the table of objectives and types, their settings, and what of them can be sharded.
+
+Training methods: an objective, and a type that says which weights are trained.
 
 All other code reads their properties from `OBJECTIVES`, `TYPES` and `METHODS`. Each pair that the trainer can
 train is a row of `METHODS`. A new objective is a member of `Objective`, a row of `OBJECTIVES` and a module in

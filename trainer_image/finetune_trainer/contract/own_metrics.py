@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the user: Python functions in ConfigMaps.
+"""Metrics that the user brings: Python functions, tasks, judges.
+
+Metrics of the user: Python functions in ConfigMaps.
 
 General ability: tasks of lm-evaluation-harness whose files are in ConfigMaps.
 

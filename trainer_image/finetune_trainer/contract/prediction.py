@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and peak of known accelerators, by the product name that the nodes of a cluster have as a label.
+"""Devices: known accelerators, facts, and the prediction of what a run takes on them.
+
+Memory and peak of known accelerators, by the product name that the nodes of a cluster have as a label.
 
 Sources: the data sheets of NVIDIA (B200, GB200: DGX and HGX Blackwell; H100, H200, A100, A30, A10, A40, L4,
 L40, L40S, T4, V100; RTX: white papers of the architectures Ampere, Ada and Blackwell), of AWS (A10G: G5

@@ -8,7 +8,7 @@ from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 
-def without_query(uri: str) -> str:
+def strip_query(uri: str) -> str:
     """The URI of a source as records and messages have it.
 
     The query of a web address is left out, because it may be a signature and so a credential.

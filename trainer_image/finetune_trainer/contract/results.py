@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning curve of a run: what trainings on shares of its rows say about more rows.
+"""Results of the stages; the learning curve is a part of that of train.
+
+The learning curve of a run: what trainings on shares of its rows say about more rows.
 
 Results of the stages, written when the stage ends.
 """

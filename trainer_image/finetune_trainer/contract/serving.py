@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a server that the API shares, and the names of the engine's reasoning parsers.
+"""Engines, sampling, and the configs of an endpoint's processes.
+
+Settings of a server that the API shares, and the names of the engine's reasoning parsers.
 
 The configs of a serving pod, of its init container and of the engine, and of the model cache.
 

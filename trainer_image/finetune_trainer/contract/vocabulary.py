@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Enum values of messages, without pydantic, so that the preparation of rows can import them.
+"""Enum values of messages: stages, splits, formats, exit codes, failure reasons.
+
+Enum values of messages, without pydantic, so that the preparation of rows can import them.
 
 How a stage ends: exit codes of its process, and failure reasons.
 """
@@ -75,7 +77,7 @@ COMPLETION_FORMS: Final[tuple[RowForm, ...]] = ("PromptCompletion", "ChatMessage
 """Forms whose rows are trained on together. Rows of any other form are trained on alone."""
 
 
-def listed(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:
+def join_names(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:
     """Join names for a sentence: A, B and C."""
     *others, last = names
     return f"{', '.join(others)} {word} {last}" if others else last

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cleaning of texts as the recipe specifies, after each row has its split.
+"""Batches of rows: cleaned and prepared in this process or in worker processes, returned in order.
+
+Cleaning of texts as the recipe specifies, after each row has its split.
 
 Turns batches of records into lines, digests and findings, each row by itself.
 

@@ -11,8 +11,8 @@ from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.formats.field_meanings import meaning_of
 from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import Label
-from finetune_trainer.data.row_index import MAX_LABEL_CHARACTERS, RowIndex, folded
-from finetune_trainer.data.row_problems import Code, Issue, field_name, quoted, with_hidden_characters
+from finetune_trainer.data.row_index import MAX_LABEL_CHARACTERS, RowIndex, fold_text
+from finetune_trainer.data.row_problems import Code, Issue, field_name, mark_quoted, show_hidden_characters
 
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95
@@ -139,13 +139,13 @@ def similar_labels(labels: Sequence[Label]) -> Iterator[Issue]:
     texts = Counter(label.completion for label in labels)
     for label in labels:
         if texts[label.completion] == 1 and len(label.completion) < MAX_LABEL_CHARACTERS:
-            alike.setdefault(folded(label.completion), []).append(label)
+            alike.setdefault(fold_text(label.completion), []).append(label)
     groups = [group for group in alike.values() if len(group) > 1]
     if not groups:
         return
     named = "; ".join(
         " and ".join(
-            f"{with_hidden_characters(label.completion)} ({_rows(sum(label.rows.values()))})"
+            f"{show_hidden_characters(label.completion)} ({_rows(sum(label.rows.values()))})"
             for label in group
         )
         for group in groups[:MAX_LABELS_IN_MESSAGE]
@@ -155,7 +155,7 @@ def similar_labels(labels: Sequence[Label]) -> Iterator[Issue]:
     yield _warning(
         Code.SIMILAR_LABELS,
         f"{count} answers look the same: they differ only by case, spaces or hidden characters"
-        f"{quoted(f': {named}{more}', ', which the report names')}",
+        f"{mark_quoted(f': {named}{more}', ', which the report names')}",
         "one spelling per answer",
         "write equal answers in one way; set cleaning.normalizeWhitespace: true if only spaces differ;"
         " a model learns each spelling as an answer of its own",
@@ -171,7 +171,7 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
     if rows < MIN_NEAR_CONSTANT_ROWS or most < MIN_NEAR_CONSTANT_SHARE * rows:
         return None
     text = index.label(int(completions[counts.argmax()]))
-    shown = "" if text is None else quoted(f" {text[:60]!r}", "")
+    shown = "" if text is None else mark_quoted(f" {text[:60]!r}", "")
     return _warning(
         Code.NEAR_CONSTANT_COMPLETIONS,
         f"{most} of {rows} rows have the same completion{shown}",
@@ -209,7 +209,7 @@ def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, 
         yield _warning(
             Code.LABEL_NOT_HELD_OUT,
             f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
-            f" {split} split{quoted(f': {named}{more}', ', which the report names')}",
+            f" {split} split{mark_quoted(f': {named}{more}', ', which the report names')}",
             "some rows per answer",
             f"add rows, raise split.{split}, or choose another split.seed; scores do not cover these answers",
         )

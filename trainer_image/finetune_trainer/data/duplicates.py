@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
+"""Rows that repeat others: exact, near, and held-out rows of another dataset.
+
+Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
 
 Two rows are near if the sets of word trigrams of their inputs (with case folded) have a Jaccard similarity of
 about 0.8 or more, and their answers are equal. Similar inputs with different answers, such as two tickets
@@ -11,7 +13,7 @@ of the first rows have are ignored.
 The share of trigrams means little for a short text, or for one with few words besides the template. Such
 texts are near only if all their words are equal.
 
-The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `affordable`
+The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `limit_to_memory`
 chooses which ones are compared.
 
 Selection of the rows to keep: removes leaked and duplicate rows, and finds conflicts.
@@ -57,11 +59,11 @@ from finetune_trainer.data.row_index import (
     SPLIT_NUMBERS,
     SPLITS,
     RowIndex,
-    folded,
+    fold_text,
     groups,
     visible_answer_digest,
 )
-from finetune_trainer.data.row_problems import RowPosition, visible_text
+from finetune_trainer.data.row_problems import RowPosition, normalize_visible
 from finetune_trainer.data.split_files import read_rows as read_numbered
 from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES, Row, read_rows
 
@@ -109,7 +111,7 @@ Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
 """Reads the rows that a mask selects, with their numbers, in any order."""
 
 
-def affordable(order: "Numbers", answers: "Groups", held_out: "Mask") -> "Numbers":
+def limit_to_memory(order: "Numbers", answers: "Groups", held_out: "Mask") -> "Numbers":
     """The rows of `order` for which the memory suffices, in the same order: all of them if possible.
 
     Otherwise whole groups of rows with the same answer, the smallest first, because nothing is missed in
@@ -248,13 +250,13 @@ def _features(row: Row, template: frozenset[bytes]) -> tuple[set[bytes], bytes |
     own = trigrams - template
     if len(found) < MIN_WORDS or len(own) < MIN_TRIGRAMS:
         # A text without words, such as emojis only, is compared by its characters.
-        text = " ".join(found) or "\0".join(visible_text(message.content) for message in row.input)
+        text = " ".join(found) or "\0".join(normalize_visible(message.content) for message in row.input)
         return set(), hashlib.sha256(text.encode()).digest()[:16]
     return own, None
 
 
 def _words(row: Row) -> list[str]:
-    return [word for message in row.input for word in WORD.findall(folded(message.content))]
+    return [word for message in row.input for word in WORD.findall(fold_text(message.content))]
 
 
 def _trigrams(words: list[str]) -> set[bytes]:
@@ -346,7 +348,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[RowP
     to = np.full(len(table), -1, dtype=np.int64)
     search: NearSearch | None = None
     if option != "Off":
-        compared = affordable(order, answers, split > 0)
+        compared = limit_to_memory(order, answers, split > 0)
         search = NearSearch(rows=len(compared), of_rows=len(order))
         to = find_near(rows, compared, answers)
     near_leaks = (to >= 0) & (split[to] > split)

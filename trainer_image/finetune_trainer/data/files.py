@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decompression of files, with a limit on the unpacked size.
+"""Files of a source: read once, decompressed and hashed on the way.
+
+Decompression of files, with a limit on the unpacked size.
 
 Files of a source: read once from beginning to end, decompressed and hashed on the way.
 """
@@ -65,7 +67,7 @@ def _shown(size: int) -> str:
     return f"{round(size / (1 << shift), 2):g} {unit}"
 
 
-def unpacked(file: io.RawIOBase, magic: bytes, budget: Budget) -> IO[bytes]:
+def open_unpacked(file: io.RawIOBase, magic: bytes, budget: Budget) -> IO[bytes]:
     """The unpacked content of a file that begins with `magic`.
 
     Reading it raises TooLarge, and for a damaged file EOFError and the errors of the libraries.
@@ -231,21 +233,21 @@ class SourceFile:
 
     def head(self, size: int) -> bytes:
         """The first bytes, decompressed; they do not count as read."""
-        with readable(self.path), self._open() as file:
-            return unpacked(file, _magic(file), Budget("")).read(size)
+        with convert_read_errors(self.path), self._open() as file:
+            return open_unpacked(file, _magic(file), Budget("")).read(size)
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
         """Open the file's decompressed bytes for its only read; call `finish` afterwards."""
-        with readable(self.path):
+        with convert_read_errors(self.path):
             file = self._open()
             self._raw = _HashedFile(file)
-            yield unpacked(self._raw, _magic(file), self._budget)
+            yield open_unpacked(self._raw, _magic(file), self._budget)
 
     @contextmanager
     def as_stored(self) -> Iterator[IO[bytes]]:
         """Open the bytes on disk for random access; they do not count as read."""
-        with readable(self.path), self._open() as file:
+        with convert_read_errors(self.path), self._open() as file:
             yield io.BufferedReader(file, CHUNK_BYTES)
 
     def lines(self) -> Iterator[bytes]:
@@ -266,7 +268,7 @@ class SourceFile:
 
     def finish(self) -> None:
         """Count and hash the bytes that were not read."""
-        with readable(self.path):
+        with convert_read_errors(self.path):
             self._raw = self._raw or _HashedFile(self._open())
             self._require_same(self._raw.finish())
 
@@ -282,7 +284,7 @@ class SourceFile:
 
     def _stat(self) -> os.stat_result:
         if self._first is None:
-            with readable(self.path):
+            with convert_read_errors(self.path):
                 self._open().close()
         if self._first is None:
             raise ValueError("no file was opened")
@@ -312,7 +314,7 @@ def is_data(name: str) -> bool:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def convert_read_errors(path: Path) -> Iterator[None]:
     """Convert an OSError into FileUnreadable, and a decompression error into FileDamaged."""
     import zstandard
 

@@ -143,7 +143,7 @@ def prepare_sources(
     for pair in selection.all_pairs():
         found.listener.duplicate(pair)
     split_rows = split_files.keep_rows(folder, index.table["split"], selection.keep)
-    facts = statistics.of_rows(index, selection, redacted)
+    facts = statistics.compute_statistics(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
     for reader, name in zip(reading.readers, named, strict=True):

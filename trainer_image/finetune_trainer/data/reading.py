@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection of a file's container by its first bytes.
+"""Reading of a source: which container each file is, and its rows.
+
+Detection of a file's container by its first bytes.
 
 Reads all rows of a source in one format, file by file.
 """

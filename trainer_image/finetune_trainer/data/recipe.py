@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a preparation. All of them enter a version's preparation digest.
+"""Settings of a preparation, of which the prompt template is one.
+
+Settings of a preparation. All of them enter a version's preparation digest.
 
 Prompt template: a text with `{column}` for each column to insert.
 """
@@ -11,7 +13,7 @@ from typing import Any, Self
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, SourceSplits
-from finetune_trainer.data.row_problems import Code, Issue, field_names, listed, text_issue, type_name
+from finetune_trainer.data.row_problems import Code, Issue, field_names, quote_names, text_issue, type_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,8 @@ class PromptTemplate:
         if not any(value.strip() for value in values.values()):
             issue = Issue(
                 Code.FIELD_EMPTY,
-                f"{listed(values)}, which template names, {'are all' if len(values) > 1 else 'is'} empty",
+                f"{quote_names(values)}, which template names, {'are all' if len(values) > 1 else 'is'} "
+                "empty",
                 "text",
                 "fill one in, or remove the row",
                 column=self.columns[0],

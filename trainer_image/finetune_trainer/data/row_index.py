@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer import canonical_json
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
-from finetune_trainer.data.row_problems import visible_text
+from finetune_trainer.data.row_problems import normalize_visible
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def completion_of(turn: Message) -> str:
     """The last turn of a row as one text: its content, then its tool calls in canonical form."""
     if turn.tool_calls is None:
         return turn.content
-    return "\n".join(filter(None, (turn.content, canonical_json.of_json(turn.tool_calls))))
+    return "\n".join(filter(None, (turn.content, canonical_json.canonicalize(turn.tool_calls))))
 
 
 def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
@@ -197,14 +197,14 @@ def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
     return numbers
 
 
-def folded(text: str) -> str:
+def fold_text(text: str) -> str:
     """The text as a reader sees it, with case folded."""
-    return visible_text(text).casefold()
+    return normalize_visible(text).casefold()
 
 
 def _unmarked(text: str) -> str:
     """The folded text without punctuation at the ends of words, unless it has nothing else."""
-    text = folded(text)
+    text = fold_text(text)
     # Most words have no punctuation, and the first check of them is fast.
     words = [
         word if word.isalnum() else word.rstrip(CLOSING_MARKS).lstrip(OPENING_MARKS) for word in text.split()
@@ -213,7 +213,7 @@ def _unmarked(text: str) -> str:
 
 
 def _without_blanks(text: str) -> str:
-    return folded(text).replace(" ", "")
+    return fold_text(text).replace(" ", "")
 
 
 def _subject(row: Row, completion: bytes) -> int:
@@ -241,12 +241,12 @@ def _input_parts(message: Message, content: str) -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _sorted_tools(tools: str) -> str:
     """Tools in canonical form; cached, because consecutive rows often have the same."""
-    return canonical_json.of_json(tools)
+    return canonical_json.canonicalize(tools)
 
 
 def _calls(message: Message) -> str:
     """Calls in canonical form: digests do not depend on the order of fields."""
-    return NONE if message.tool_calls is None else canonical_json.of_json(message.tool_calls)
+    return NONE if message.tool_calls is None else canonical_json.canonicalize(message.tool_calls)
 
 
 def _shortened(text: str) -> str:

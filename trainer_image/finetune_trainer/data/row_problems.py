@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of rows: each issue names what is wrong, what was expected and what to do.
+"""Problems of rows: issues, and the checks and display of single values that issues are made of.
+
+Problems of rows: each issue names what is wrong, what was expected and what to do.
 
 The report, which is in the store next to the rows, may quote them. Status, events and logs may not. So
 quotations are marked, and an issue has a second wording without them.
@@ -21,7 +23,7 @@ QUOTED: Final = re.compile("\x02([^\x02-\x04]*)\x03([^\x02-\x04]*)\x04")
 MARKS: Final = re.compile("[\x02-\x04]")
 
 
-def quoted(text: str, instead: str) -> str:
+def mark_quoted(text: str, instead: str) -> str:
     """Mark a part of a message as quoted from rows; `instead` replaces it where rows must not be quoted."""
     return f"\x02{MARKS.sub('?', text)}\x03{instead}\x04"
 
@@ -177,7 +179,7 @@ def type_name(value: Any) -> str:
     return TYPE_NAMES.get(type(value)) or f"of the type {type(value).__name__}"
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """An unexpected value for a message: a truncated text in quotes, a number, or the type of another value.
 
     Texts and numbers are marked as quotations of rows.
@@ -186,12 +188,16 @@ def shown(value: Any) -> str:
         return type_name(value)
     text = str(value)
     short = text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
-    return quoted(repr(short), "another text") if isinstance(value, str) else quoted(short, "another number")
+    return (
+        mark_quoted(repr(short), "another text")
+        if isinstance(value, str)
+        else mark_quoted(short, "another number")
+    )
 
 
 def field_name(name: str) -> str:
     """The name of a field, marked as a quotation of rows unless it looks like a name."""
-    return name if NAME.fullmatch(name) else quoted(printable(name), "a field")
+    return name if NAME.fullmatch(name) else mark_quoted(printable(name), "a field")
 
 
 def field_names(names: Iterable[str], noun: str = "fields", prefix: str = "") -> str:
@@ -201,8 +207,8 @@ def field_names(names: Iterable[str], noun: str = "fields", prefix: str = "") ->
     """
     all_names = list(names)
     if len(all_names) <= MAX_NAMES and all(map(NAME.fullmatch, all_names)):
-        return prefix + listed(all_names)
-    return quoted(prefix + listed(all_names), f"{len(all_names)} {noun}")
+        return prefix + quote_names(all_names)
+    return mark_quoted(prefix + quote_names(all_names), f"{len(all_names)} {noun}")
 
 
 def text_issue(field: str, value: Any) -> Issue | None:
@@ -240,19 +246,19 @@ def text_issue(field: str, value: Any) -> Issue | None:
     )
 
 
-def normal_line_ends(text: str) -> str:
+def normalize_line_ends(text: str) -> str:
     """Convert CRLF and CR to LF, so that the platform that wrote a file makes no difference."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def visible_text(text: str) -> str:
+def normalize_visible(text: str) -> str:
     """The text as a reader sees it: in Unicode form NFKC, without invisible characters, spaces collapsed."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     return " ".join(text.split())
 
 
-def listed(names: Iterable[str]) -> str:
+def quote_names(names: Iterable[str]) -> str:
     """Names in quotes, at most ten, in a form that UTF-8 can encode."""
     short = [
         name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in names
@@ -267,7 +273,7 @@ def printable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def with_hidden_characters(text: str) -> str:
+def show_hidden_characters(text: str) -> str:
     """A text in quotes. Outer and repeated spaces are visible, and other hidden characters are escaped."""
     text = OUTER_SPACES.sub(lambda spaces: "␣" * len(spaces[0]), text)
     return f"'{''.join(_escaped(each) if _is_hidden(each) else each for each in text)}'"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split of a row. This rule never changes: it keeps training rows out of the test split for ever.
+"""The splits of a dataset: which one a row is in, and the file of each.
+
+Split of a row. This rule never changes: it keeps training rows out of the test split for ever.
 
 The fraction of a row is the first 8 bytes, big-endian, of SHA-256 over this canonical JSON (UTF-8, no spaces,
 sorted keys), divided by 2^64, so that it lies in [0, 1):

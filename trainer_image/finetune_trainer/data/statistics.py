@@ -22,7 +22,7 @@ BUCKET_EDGES: Final = (
 """Round numbers within a decade, in tenths, from fine to coarse."""
 
 
-def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statistics:
+def compute_statistics(index: RowIndex, selection: Selection, redacted_rows: int) -> Statistics:
     """The statistics of the kept rows."""
     import numpy as np
 

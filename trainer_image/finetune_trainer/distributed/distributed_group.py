@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detects that another process is gone, even while this process hangs in a collective with it.
+"""The group of several processes over torch.distributed, with the detection of a lost peer that it owns.
+
+Detects that another process is gone, even while this process hangs in a collective with it.
 
 A group of several processes over torch.distributed: gloo between CPUs, NCCL between GPUs.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An authenticated tunnel to rank 0's store for processes in other pods.
+"""How the processes of a run connect: the store of rank 0, and the authenticated tunnel to it.
+
+An authenticated tunnel to rank 0's store for processes in other pods.
 
 torch's TCPStore listens on all addresses and authenticates no one: whoever reaches it can join the run. So it
 listens on loopback, and a TunnelServer accepts connections from other pods. Both ends prove that they have

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup.
+"""Which code runs a config; each imported only when it runs.
+
+Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup.
 
 Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch.
 """
@@ -57,7 +59,7 @@ def run_without_result(config: ConfigWithoutResult) -> None:
             from finetune_trainer.preflight import base_model
             from finetune_trainer.runtime import termination
 
-            termination.write(base_model.run(config).to_json())
+            termination.write(base_model.download_to_store(config).to_json())
         case MergeConfig():
             from finetune_trainer.runtime import termination
             from finetune_trainer.serve import merge

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a stage and ends its process with a result in the store, a termination message and an exit code.
+"""The trainer's process: command line, stage, result, exit code.
+
+Runs a stage and ends its process with a result in the store, a termination message and an exit code.
 
 The command line of a trainer process: one config in, one result out. See `contract`.
 """
@@ -42,7 +44,7 @@ MAX_EXIT_SECONDS: Final = 30.0
 logger = logging.getLogger(__name__)
 
 
-def run(config: AnyConfig) -> int:
+def run_config(config: AnyConfig) -> int:
     """Run the stage of the config and leave its result. Returns an `ExitCode`, or 128 + a signal's number."""
     if isinstance(config, ConfigWithoutResult):
         return _run_without_result(config)
@@ -57,7 +59,7 @@ def run(config: AnyConfig) -> int:
     return _run_stage(config)
 
 
-def refuse(text: str | None, failure: StageFailure) -> ExitCode:
+def refuse_config(text: str | None, failure: StageFailure) -> ExitCode:
     """End a process whose config, in `text`, is invalid."""
     try:
         raw = configuration.decode(text)
@@ -70,12 +72,12 @@ def refuse(text: str | None, failure: StageFailure) -> ExitCode:
         # An invalid config is not reliable; every operator reads the oldest version.
         contract = raw.get("contract") if raw.get("contract") in CONTRACT_VERSIONS else min(CONTRACT_VERSIONS)
         nonce = raw.get("nonce") if isinstance(raw.get("nonce"), str) else None
-        result = failed(cast("ResultStage", stage), run_folder, failure)
+        result = failure_result(cast("ResultStage", stage), run_folder, failure)
         return _fail(result.model_copy(update={"contract": contract, "nonce": nonce}), failure)
     return _fail_without_result(failure)
 
 
-def failed(stage: ResultStage, run: str, failure: StageFailure) -> StageResult:
+def failure_result(stage: ResultStage, run: str, failure: StageFailure) -> StageResult:
     """Build the result of a stage that ended with `failure`."""
     return StageResult(
         stage=stage,
@@ -94,7 +96,7 @@ def _run_together(config: TrainConfig) -> int:
     try:
         process = ProcessRank.of(config, os.environ)
     except StageFailure as failure:
-        return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
+        return _fail(config.bind(failure_result(config.stage, config.run, failure)), failure)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every process would write the same warnings
     if process.local_rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the pod's first process logs the same lines
@@ -115,7 +117,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
         with stop.listening():
             _check_accelerators(config)
             store = open_store(config.store, stop, process=process.local_rank if process else None)
-            result = _succeeded(store, config)
+            result = _find_success(store, config)
             if result is not None:
                 logger.info("%s of this run is already complete", config.stage)
             else:
@@ -138,7 +140,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
     except StageFailure as failure:
         if not group.claim_failure():
             return _failed_elsewhere(failure)
-        result = config.bind(failed(config.stage, config.run, failure))
+        result = config.bind(failure_result(config.stage, config.run, failure))
         if store is not None and failure.reason is not FailureReason.STORE_UNAVAILABLE:
             _keep(store, result)
         return _fail(result, failure)
@@ -147,12 +149,12 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
         unexpected = _unexpected(error)
         if not group.claim_failure():
             return _failed_elsewhere(unexpected)
-        return _fail(config.bind(failed(config.stage, config.run, unexpected)), unexpected)
+        return _fail(config.bind(failure_result(config.stage, config.run, unexpected)), unexpected)
     finally:
         reporter.close(MAX_LAST_REPORT_SECONDS)
     if is_main_process:
         _remove_states(store, config)
-        termination.write(termination.bounded(result))
+        termination.write(termination.fit_message(result))
     return ExitCode.OK
 
 
@@ -177,7 +179,7 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
         logger.warning("resume states of run %s are left in the store: %s", config.run, error)
 
 
-def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
+def _find_success(store: Store, config: StageRunConfig) -> StageResult | None:
     """Return the stored result of this stage, if it succeeded."""
     result = store.read_result(config.run, config.stage)
     if result is None or result.outcome != "Succeeded" or _compares_otherwise(config, result):
@@ -205,7 +207,7 @@ def _session(
         return
     from finetune_trainer.distributed.distributed_group import session
 
-    with session(config, process, stop, lambda: _succeeded(store, config) is not None) as group:
+    with session(config, process, stop, lambda: _find_success(store, config) is not None) as group:
         yield group
 
 
@@ -226,8 +228,8 @@ def _run_collect(config: CollectConfig) -> ExitCode:
     try:
         result = config.bind(collect(config, open_store(config.store)))
     except StageFailure as failure:
-        return _fail(config.bind(failed(config.of, config.run, failure)), failure)
-    termination.write(termination.bounded(result))
+        return _fail(config.bind(failure_result(config.of, config.run, failure)), failure)
+    termination.write(termination.fit_message(result))
     return ExitCode.OK
 
 
@@ -238,8 +240,8 @@ def _run_without_store(config: StoreFreeConfig) -> ExitCode:
         result = config.bind(run_without_store(config))
     except Exception as error:  # noqa: BLE001 - it is the failure of the stage
         failure = error if isinstance(error, StageFailure) else _unexpected(error)
-        return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
-    termination.write(termination.bounded(result))
+        return _fail(config.bind(failure_result(config.stage, config.run, failure)), failure)
+    termination.write(termination.fit_message(result))
     return ExitCode.OK
 
 
@@ -257,7 +259,7 @@ def _run_without_result(config: ConfigWithoutResult) -> ExitCode:
 
 def _fail(result: StageResult, failure: StageFailure) -> ExitCode:
     logger.error("%s: %s", failure.reason, failure.message)
-    termination.write(termination.bounded(result))
+    termination.write(termination.fit_message(result))
     return failure.exit_code
 
 
@@ -306,7 +308,7 @@ def run_command_line() -> int:
     # take processor time from the endpoints of the node, and make a step on shared processors five times as
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logs.configure()
+    logs.configure_logs()
     parser = argparse.ArgumentParser(
         prog="finetune-trainer", description="Run one stage of a fine-tuning run."
     )
@@ -317,12 +319,12 @@ def run_command_line() -> int:
     try:
         text = _config_text(arguments.config)
     except StageFailure as failure:
-        return refuse(None, failure)
+        return refuse_config(None, failure)
     try:
         config = configuration.parse(text)
     except StageFailure as failure:
-        return refuse(text, failure)
-    return run(config)
+        return refuse_config(text, failure)
+    return run_config(config)
 
 
 def _config_text(path: Path | None) -> str | None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of trained weights that no metric shows. What they find can veto the promotion.
+"""Checks that can veto a promotion (`spec.evaluation.checks`).
+
+Checks of trained weights that no metric shows. What they find can veto the promotion.
 
 Numbers of rows in a finding.
 
@@ -43,18 +45,18 @@ from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPredicti
 from finetune_trainer.model.probe import (
     ENGINE,
     dtype_name,
+    forward_dtype,
     largest_difference,
     log_probabilities,
-    pass_dtype,
 )
 from finetune_trainer.model.probe_record import (
     NO_CHANGE_NATS,
     UNMEASURED_TOLERANCE,
     Computation,
     ProbeRecord,
-    mismatch,
+    describe_mismatch,
+    find_tolerance,
     read_record,
-    tolerance_of,
 )
 from finetune_trainer.rows import Row
 from finetune_trainer.store import DerivedRef, Store
@@ -95,7 +97,7 @@ class ProbeCheck:
         if isinstance(model, PeftModel):
             with model.disable_adapter():
                 base = log_probabilities(model, prompts, pad_token_id)
-        computed = Computed(tuned, base, model.device.type, pass_dtype(model), self._quantized)
+        computed = Computed(tuned, base, model.device.type, forward_dtype(model), self._quantized)
         self.findings = compare(self._record, computed, self._checks)
         self.is_pending = False
 
@@ -127,7 +129,7 @@ def compare(record: ProbeRecord, computed: Computed, checks: EvaluationChecks) -
         if change <= NO_CHANGE_NATS.get(computation.dtype, 0):
             findings.append(_no_change(veto=checks.no_change == "Veto"))
     difference = largest_difference(record.tuned, computed.tuned)
-    tolerance = tolerance_of(record, computation)
+    tolerance = find_tolerance(record, computation)
     if difference > (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
         findings.append(_mismatch(record, computation, difference, veto=tolerance is not None))
     return tuple(findings)
@@ -172,13 +174,14 @@ def _mismatch(
         check=PROBE_MISMATCH,
         veto=veto,
         message=(
-            f"{mismatch(record, computation, transformers.__version__, difference)}. Check that the base"
+            f"{describe_mismatch(record, computation, transformers.__version__, difference)}. Check that "
+            "the base"
             " model and the trainer image are those of the Checkpoint's lineage"
         ),
     )
 
 
-def not_finite_findings(rows: Iterable[RowPrediction], split: SplitName) -> tuple[CheckFinding, ...]:
+def check_finite_answers(rows: Iterable[RowPrediction], split: SplitName) -> tuple[CheckFinding, ...]:
     """Check the measured rows of the tuned model, which are rows of `split`."""
     named = sorted(row.row for row in rows if row.not_finite)
     if not named:
@@ -209,7 +212,7 @@ KEY_LIKE: Final = re.compile(r"[\w+/=.\-]{12,}")
 """Words that can be a key or password without the text around it by which prepare found it."""
 
 
-def memorization_findings(
+def check_memorization(
     config: EvaluateConfig, store: Store, rows: Sequence[Row], log: PredictionLog
 ) -> tuple[CheckFinding, ...]:
     """Check the tuned model's answers, if the config asks for it and prepare stored hashes.

@@ -21,11 +21,11 @@ from finetune_trainer.statistics.bootstrap import (
     Groups,
     Numbers,
     Resampled,
+    bootstrap_mean,
     ratio,
-    resampled_mean,
-    sums_of_units,
+    sum_units,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided, rows_in_all
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, compute_needed_rows, one_sided
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 
 TUNED: Final[Subject] = "Tuned"
@@ -54,7 +54,7 @@ class RowEstimates(Protocol):
         """Return why the rows give no interval, as a sentence; empty if they give one."""
 
 
-def shortage_of(estimate: Estimate, groups: Groups | None, remedy: str = MORE_ROWS_OF_SPLIT) -> str:
+def describe_shortage(estimate: Estimate, groups: Groups | None, remedy: str = MORE_ROWS_OF_SPLIT) -> str:
     """Return why the rows give no interval, as a sentence; empty if they give one.
 
     Args:
@@ -124,7 +124,7 @@ class Estimates:
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return shortage_of(estimate, self.groups)
+        return describe_shortage(estimate, self.groups)
 
     def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         if (metric, subjects) not in self._made:
@@ -134,23 +134,23 @@ class Estimates:
 
     def _make(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         info, measure = METRICS[metric], self.measures[metric]
-        samples = _paired(
+        samples = _pair_rows(
             [measure.rows(metric, self.examples[subject], self.predictions(subject)) for subject in subjects]
         )
         numbers = [row.example.row for row in samples[0]]
         groups = None if self.groups is None else self.groups.shared(numbers)
         if info.kind == "Proportion" and groups is None:
-            return _of_shares(info, samples)
-        return _of_sums(info, measure, samples, groups)
+            return _estimate_shares(info, samples)
+        return _estimate_sums(info, measure, samples, groups)
 
 
-def _paired(samples: Sequence[Sequence[MeasuredRow]]) -> list[list[MeasuredRow]]:
+def _pair_rows(samples: Sequence[Sequence[MeasuredRow]]) -> list[list[MeasuredRow]]:
     """The rows that count for all subjects: truncation in another chat template may leave no answer."""
     common = set.intersection(*({row.example.row for row in sample} for sample in samples))
     return [[row for row in sample if row.example.row in common] for sample in samples]
 
 
-def _of_shares(info: MetricInfo, samples: Sequence[Sequence[MeasuredRow]]) -> Estimate:
+def _estimate_shares(info: MetricInfo, samples: Sequence[Sequence[MeasuredRow]]) -> Estimate:
     """Estimate from rows with the value 0 or 1."""
     first, *others = ([row.value for row in sample] for sample in samples)
     if not others:
@@ -159,7 +159,7 @@ def _of_shares(info: MetricInfo, samples: Sequence[Sequence[MeasuredRow]]) -> Es
     return PairedProportions(gains.count(1), gains.count(-1), len(gains))
 
 
-def _of_sums(
+def _estimate_sums(
     info: MetricInfo,
     measure: Measure,
     samples: Sequence[Sequence[MeasuredRow]],
@@ -184,7 +184,7 @@ def _of_sums(
     return Resampled(
         value=info.gain(values[0], over=values[1]) if compares else values[0],
         rows=len(samples[0]),
-        sums=sums_of_units(np.hstack(tables), groups),
+        sums=sum_units(np.hstack(tables), groups),
         function=gains if compares else scores,
         limits=(low - high, high - low) if compares else (low, high),
     )
@@ -197,33 +197,33 @@ DECIMALS: Final = 6
 logger = logging.getLogger(__name__)
 
 
-def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Score]:
+def compute_scores(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Score]:
     """Yield the score of each metric and measured subject, with its interval."""
     for subject in subjects:
         for metric in estimates.measures:
             if not estimates.has(metric, subject):
                 continue
-            score = score_of(metric, subject, estimates)
+            score = compute_score(metric, subject, estimates)
             logger.info("%s of %s: %.4f", metric, subject, score.value)
             yield score
 
 
-def score_of(metric: Metric, subject: Subject, estimates: RowEstimates) -> Score:
+def compute_score(metric: Metric, subject: Subject, estimates: RowEstimates) -> Score:
     """Return the score of a metric and a subject, with its interval."""
     estimate = estimates.score(metric, subject)
-    low, high = shown_bounds(estimate, estimates)
+    low, high = compute_shown_bounds(estimate, estimates)
     return Score(metric=metric, subject=subject, value=estimate.value, rows=estimate.rows, low=low, high=high)
 
 
-def shown_bounds(estimate: Estimate, estimates: RowEstimates) -> tuple[float | None, float | None]:
+def compute_shown_bounds(estimate: Estimate, estimates: RowEstimates) -> tuple[float | None, float | None]:
     """Return the two-sided interval at `SHOWN_LEVEL`, rounded; None for a bound that the rows do not give."""
     if estimates.shortage(estimate):
         return None, None
     interval = estimate.interval(SHOWN_LEVEL)
-    return rounded_down(interval.low), rounded_up(interval.high)
+    return round_down(interval.low), round_up(interval.high)
 
 
-def evidence_for(
+def compute_evidence(
     gates: Sequence[GateBound], estimates: RowEstimates, subjects: Sequence[Subject]
 ) -> Iterator[GateEvidence]:
     """Yield the evidence for each gate whose metric was measured.
@@ -255,16 +255,16 @@ def _evidence(index: int, gate: GateBound, estimates: RowEstimates, *, compares:
     for prefix, estimate in (("", value), ("gain_", gain)):
         if estimate is not None:
             interval = one_sided(estimate, gate.confidence)
-            bounds |= {f"{prefix}low": rounded_down(interval.low), f"{prefix}high": rounded_up(interval.high)}
+            bounds |= {f"{prefix}low": round_down(interval.low), f"{prefix}high": round_up(interval.high)}
     return points.model_copy(update=bounds)
 
 
-def rounded_down(bound: float) -> float | None:
+def round_down(bound: float) -> float | None:
     """Return a lower bound with `DECIMALS`; None if it is infinite."""
     return math.floor(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
 
 
-def rounded_up(bound: float) -> float | None:
+def round_up(bound: float) -> float | None:
     """Return an upper bound with `DECIMALS`; None if it is infinite."""
     return math.ceil(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
 
@@ -273,7 +273,7 @@ def _more_rows(gate: GateBound, confidence: float, value: Estimate, gain: Estima
     """Return how many more rows would decide the gate; None if it is decided or no number of rows does."""
     compared = [(value, gate.min), (value, gate.max), (gain, gate.min_gain)]
     needed = [
-        rows_in_all(estimate, bound, confidence)
+        compute_needed_rows(estimate, bound, confidence)
         for estimate, bound in compared
         if estimate is not None and bound is not None and _is_within(bound, estimate, confidence)
     ]
@@ -333,9 +333,9 @@ class RowValues:
         of_rows = self.values[metric, subject]
         values, groups = list(of_rows.values()), self._groups_of(list(of_rows))
         if not _are_shares(values):
-            return resampled_mean(values, groups, UNBOUNDED)
+            return bootstrap_mean(values, groups, UNBOUNDED)
         if groups is not None:
-            return resampled_mean(values, groups, (0, 1))
+            return bootstrap_mean(values, groups, (0, 1))
         return Proportion(int(sum(values)), len(values))
 
     def gain(self, metric: Metric, over: Subject) -> Estimate:
@@ -346,14 +346,14 @@ class RowValues:
         gains = [value - other for value, other in zip(*samples, strict=True)]
         groups = self._groups_of(common)
         if not _are_shares(*samples):
-            return resampled_mean(gains, groups, UNBOUNDED)
+            return bootstrap_mean(gains, groups, UNBOUNDED)
         if groups is not None:
-            return resampled_mean(gains, groups, (-1, 1))
+            return bootstrap_mean(gains, groups, (-1, 1))
         return PairedProportions(gains.count(1), gains.count(-1), len(gains))
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return shortage_of(estimate, self.groups, self.remedy)
+        return describe_shortage(estimate, self.groups, self.remedy)
 
     def scores(self) -> Iterator[Score]:
         """Yield the score of each metric and subject, with its interval; those of a subject together.
@@ -361,7 +361,7 @@ class RowValues:
         A termination message may omit the last ones.
         """
         for metric, subject in sorted(self.values, key=lambda each: self.subjects.index(each[1])):
-            yield score_of(metric, subject, self)
+            yield compute_score(metric, subject, self)
 
     def _groups_of(self, numbers: Sequence[int]) -> list[str] | None:
         return None if self.groups is None else self.groups.shared(numbers)

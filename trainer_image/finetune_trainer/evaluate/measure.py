@@ -86,12 +86,12 @@ class Measure:
         return self.score(np.array([math.fsum(column) for column in table.T]))
 
 
-def of_texts(value: Callable[[str, Collection[str]], float]) -> Callable[[MeasuredBatch], list[float]]:
+def measure_texts(value: Callable[[str, Collection[str]], float]) -> Callable[[MeasuredBatch], list[float]]:
     """The values of a metric that compares the text of an answer with the accepted texts."""
-    return of_answers(lambda answer, example: value(answer.text, example.accepted))
+    return measure_answers(lambda answer, example: value(answer.text, example.accepted))
 
 
-def of_answers(
+def measure_answers(
     value: Callable[[GeneratedAnswer, Example], float],
 ) -> Callable[[MeasuredBatch], list[float]]:
     """The values of a metric of answers."""

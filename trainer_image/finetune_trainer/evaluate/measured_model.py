@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generates the answers of one model to a batch of prompts, with the settings of an endpoint.
+"""A loaded model as the metrics use it: it generates answers and has losses, batch by batch.
+
+Generates the answers of one model to a batch of prompts, with the settings of an endpoint.
 
 A row leaves the batch when its answer is complete, so that the remaining rows take less time. Answers are
 greedy unless the settings have a temperature. Then each row has a random generator of its own: its tokens do
@@ -330,7 +332,7 @@ class MeasuredModel:
         return {name: tensor.to(self._model.device) for name, tensor in batch.items()}
 
 
-def likeliest(losses: Sequence[float] | None) -> int | None:
+def find_lowest_loss(losses: Sequence[float] | None) -> int | None:
     """Return the index of the lowest loss, the first of equal ones; None without losses."""
     return None if losses is None else losses.index(min(losses))
 
@@ -371,8 +373,8 @@ class MeasuredBatch:
 
     @property
     def choices(self) -> list[int | None]:
-        """Index of the most likely choice for each row, as `likeliest` finds it."""
-        return [likeliest(losses) for losses in self._choice_losses]
+        """Index of the most likely choice for each row, as `find_lowest_loss` finds it."""
+        return [find_lowest_loss(losses) for losses in self._choice_losses]
 
     @property
     def chosen(self) -> Sequence[int | None]:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the predictions of a subject depend on.
+"""What earlier processes of the stage have measured, and the digest by which it is used again.
+
+What the predictions of a subject depend on.
 
 What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
 

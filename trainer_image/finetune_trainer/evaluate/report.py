@@ -20,8 +20,8 @@ from finetune_trainer.evaluate.estimates import (
     Estimates,
     RowEstimates,
     RowValues,
-    score_of,
-    shown_bounds,
+    compute_score,
+    compute_shown_bounds,
 )
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction, TaskLog
@@ -131,7 +131,7 @@ class MeasuredEvaluation:
         for estimates, metric in of_metrics:
             for subject in (each for each in others if estimates.has(metric, each)):
                 estimate = estimates.gain(metric, subject)
-                low, high = shown_bounds(estimate, estimates)
+                low, high = compute_shown_bounds(estimate, estimates)
                 yield ShownGain(metric=metric, over=subject, gain=estimate.value, low=low, high=high)
 
     def _tasks(self) -> Iterator[ShownTask]:
@@ -254,7 +254,7 @@ def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore
     examples, measure = estimates.examples[subject], estimates.measures[metric]
     if not (estimates.has(metric, subject) and any(measure.weight(example) for example in examples)):
         return None
-    return ShownScore(**score_of(metric, subject, estimates).model_dump())
+    return ShownScore(**compute_score(metric, subject, estimates).model_dump())
 
 
 def _answer(prediction: RowPrediction, scanner: Scanner) -> SubjectAnswer:

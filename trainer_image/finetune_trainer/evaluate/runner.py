@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.evaluate.answering.trainer_side import RecordedAnswers, exchange_of
+from finetune_trainer.evaluate.answering.trainer_side import RecordedAnswers, open_exchange
 from finetune_trainer.evaluate.checks import ProbeCheck
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.measured_model import MeasuredModel
@@ -55,7 +55,7 @@ class SubjectModels:
         self._on_token = on_token
         self._probe = probe
         self._tasks = tasks
-        self._exchange = exchange_of(config)
+        self._exchange = open_exchange(config)
         self._model: PreTrainedModel | PeftModel | None = None
         self._base: tuple[Path, bool] | None = None
         """Folder of the base model in memory, and whether it is in 4 bits."""

@@ -13,12 +13,16 @@ from finetune_trainer.contract.evaluation import UnmeasuredSubject
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.contract.vocabulary import FailureReason, Subject, listed
-from finetune_trainer.evaluate.answering.trainer_side import engine_findings, engine_version, recorded_version
-from finetune_trainer.evaluate.checks import ProbeCheck, memorization_findings, not_finite_findings
-from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowValues, evidence_for, scores_of
+from finetune_trainer.contract.vocabulary import FailureReason, Subject, join_names
+from finetune_trainer.evaluate.answering.trainer_side import (
+    engine_version,
+    read_engine_version,
+    report_unsupported_engine,
+)
+from finetune_trainer.evaluate.checks import ProbeCheck, check_finite_answers, check_memorization
+from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowValues, compute_evidence, compute_scores
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.judge.judging import Judging, judged_rows
+from finetune_trainer.evaluate.judge.judging import Judging, max_judged_rows
 from finetune_trainer.evaluate.judge.verdicts import JudgedAnswers
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement import RowMeasurement
@@ -31,7 +35,11 @@ from finetune_trainer.evaluate.report import (
     write_evaluation_report,
 )
 from finetune_trainer.evaluate.runner import SubjectModels
-from finetune_trainer.evaluate.subjects.opening import EvaluatedSubject, SubjectOpener, optional
+from finetune_trainer.evaluate.subjects.opening import (
+    EvaluatedSubject,
+    SubjectOpener,
+    record_optional_failure,
+)
 from finetune_trainer.evaluate.subjects.prompted import prompt_digest
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.loading import visible_devices
@@ -72,7 +80,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         opener = SubjectOpener(config, store, data, rows, folder)
         measures = measures_of(config.metrics, opener.scope)
         subjects = _open(config, opener, measures, unmeasured)
-        log = PredictionLog(folder, config, recorded_version(config))
+        log = PredictionLog(folder, config, read_engine_version(config))
         examples = {subject.name: subject.examples for subject in subjects}
         tasks = TaskLog(config, opened_tasks, folder)
         done = sum(len(log.of(name)) for name in examples) + tasks.done_rows(list(examples))
@@ -80,7 +88,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             logger.info("continuing after %d measured rows in %s", done, folder.uri)
         total = (
             sum(map(len, examples.values()))
-            + judged_rows(config, len(next(iter(examples.values()))))
+            + max_judged_rows(config, len(next(iter(examples.values()))))
             + tasks.total_rows(list(examples))
         )
         progress = _Progress(config, context, total, folder.uri, done)
@@ -93,7 +101,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         with progress.watchdog:
             with log.saved():
                 for subject in subjects:
-                    with optional(subject.name, unmeasured, config.live):
+                    with record_optional_failure(subject.name, unmeasured, config.live):
                         models.measure(subject, measurement)
                 judges = Judging(
                     config=config,
@@ -122,17 +130,17 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             )
             measured = tuple(examples)
             of_tasks = RowValues(tasks.of(measured), remedy="add rows to the files of the task")
-            scores = (*scores_of(measured, estimates), *of_tasks.scores(), *judged.scores())
+            scores = (*compute_scores(measured, estimates), *of_tasks.scores(), *judged.scores())
             evidence = (
-                *evidence_for(config.gates, estimates, measured),
-                *evidence_for(config.gates, of_tasks, measured),
+                *compute_evidence(config.gates, estimates, measured),
+                *compute_evidence(config.gates, of_tasks, measured),
                 *judged.evidence(config.gates),
             )
             findings = (
-                *(not_finite_findings(log.of(TUNED).values(), config.split) or probe.findings),
-                *memorization_findings(config, store, rows, log),
+                *(check_finite_answers(log.of(TUNED).values(), config.split) or probe.findings),
+                *check_memorization(config, store, rows, log),
                 *judged.findings(),
-                *engine_findings(config),
+                *report_unsupported_engine(config),
             )
             log.finish()
             prompt = prompt_digest(folder) if "Prompted" in measured else None
@@ -202,7 +210,7 @@ def _open(
 ) -> list[EvaluatedSubject]:
     subjects = []
     for name in config.subjects:
-        with optional(name, unmeasured, config.live):
+        with record_optional_failure(name, unmeasured, config.live):
             subject = opener.open(name)
             _check(subject.examples, measures, config)
             subjects.append(subject)
@@ -214,7 +222,7 @@ def _not_compared(config: EvaluateConfig, subjects: Collection[Subject]) -> Iter
     metrics = tuple(metric for metric in config.metrics if METRICS[metric].is_per_token)
     for subject in subjects if metrics else ():
         message = (
-            f"its base model has another tokenizer, and {listed(metrics)} per token cannot be compared:"
+            f"its base model has another tokenizer, and {join_names(metrics)} per token cannot be compared:"
             " gate on a metric of the answers"
         )
         yield UnmeasuredSubject(subject=subject, message=message)

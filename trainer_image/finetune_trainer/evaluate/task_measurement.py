@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have.
+"""Tasks of lm-evaluation-harness, done with a subject's model.
+
+A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have.
 
 Does the tasks that a subject has not finished.
 """

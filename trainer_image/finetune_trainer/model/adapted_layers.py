@@ -28,7 +28,7 @@ EXPERT_DIMENSIONS: Final = 3
 """Dimensions of a parameter with the weights of all experts: experts, outputs, inputs."""
 
 
-def base_of(model: Any) -> PreTrainedModel:
+def unwrap_base_model(model: Any) -> PreTrainedModel:
     """The model itself, or the base model of an adapted one."""
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base

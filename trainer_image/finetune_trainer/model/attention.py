@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from finetune_trainer.model.adapted_layers import base_of
+from finetune_trainer.model.adapted_layers import unwrap_base_model
 
 VARLEN: Final = "varlen"
 """Name of this attention in a model's configuration."""
@@ -86,9 +86,9 @@ def varlen_attention(
     return output[None], None
 
 
-def attention_of(model: Any) -> str:
+def get_attention(model: Any) -> str:
     """Name of the attention that `model` uses, an adapted one too."""
-    name: str = base_of(model).config._attn_implementation
+    name: str = unwrap_base_model(model).config._attn_implementation
     return name
 
 
@@ -96,13 +96,13 @@ def set_attention(model: Any, name: str) -> None:
     """Use another attention in all layers of `model`, for example `VARLEN`."""
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(VARLEN, flash_attention_mask)
-    base_of(model).set_attn_implementation(name)
+    unwrap_base_model(model).set_attn_implementation(name)
 
 
 @contextmanager
-def without_varlen(model: Any) -> Iterator[None]:
+def disable_varlen(model: Any) -> Iterator[None]:
     """In the block, a model with `VARLEN` has `REPLACED`, which computes rows without bounds too."""
-    if attention_of(model) != VARLEN:
+    if get_attention(model) != VARLEN:
         yield
         return
     set_attention(model, REPLACED)

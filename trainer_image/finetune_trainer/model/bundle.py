@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files next to published weights with which other software uses them as they were trained.
+"""The files next to weights: adapter settings, tokenizer, chat template, stop tokens.
+
+The files next to published weights with which other software uses them as they were trained.
 
 An adapter loads with PEFT from its folder and the base model alone; its tokenizer, chat template and
 generation config load with transformers from the same folder. A whole model has the same files.
@@ -24,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA
-from finetune_trainer.contract.vocabulary import FailureReason, listed
+from finetune_trainer.contract.vocabulary import FailureReason, join_names
 from finetune_trainer.rooted_open import copy_file
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.supplied_templates import supplied_template
@@ -87,17 +89,18 @@ def require_bundle(folder: Path, name: str) -> None:
     if missing:
         raise StageFailure(
             FailureReason.ARTIFACT_CORRUPT,
-            f"{name} has no {listed(missing)}, so its prompts and the end of its answers are unknown; train"
+            f"{name} has no {join_names(missing)}, so its prompts and the end of its answers are unknown; "
+            "train"
             " it again",
         )
 
 
-def own_chat_template(folder: Path) -> str:
+def read_chat_template(folder: Path) -> str:
     """The chat template of the weights in `folder`. Raises OSError, also if they bring none."""
     return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
 
 
-def own_stop_ids(folder: Path) -> frozenset[int]:
+def read_stop_ids(folder: Path) -> frozenset[int]:
     """The stop tokens of the weights in `folder`; empty if they bring none. Raises OSError, ValueError."""
     ids = read_settings(folder / GENERATION_CONFIG).get("eos_token_id")
     return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
@@ -127,7 +130,7 @@ class BundleUnknown(Exception):
     """The base model's files do not say how an answer ends."""
 
 
-def base_bundle(base: Path) -> Bundle:
+def read_base_bundle(base: Path) -> Bundle:
     """The bundle of the model in `base`.
 
     Stop tokens are those that the model configures. If its template contains none of them, as in base models

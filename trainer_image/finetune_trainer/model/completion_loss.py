@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output head, computed for a few positions at a time.
+"""The loss on completion tokens, with the output head computed for a few positions at a time.
+
+The output head, computed for a few positions at a time.
 
 With a large vocabulary the logits are the largest tensor of a step: 300 tokens and a vocabulary of 262,144
 take 300 MiB in float32, and the usual backward pass keeps several such tensors. Here the logits of a few
@@ -20,7 +22,7 @@ from torch.autograd import Function
 from torch.nn.functional import cross_entropy, linear
 from typing_extensions import override
 
-from finetune_trainer.model.adapted_layers import base_of
+from finetune_trainer.model.adapted_layers import unwrap_base_model
 from finetune_trainer.tokens.batching import ROW_LABELS, model_inputs
 from finetune_trainer.tokens.encoding import IGNORE_INDEX
 
@@ -88,7 +90,7 @@ class ChunkedHead:
             loss_sum = returned.reshape(() if row_tokens is None else -1)
             return loss_sum if self._scale == 1 else loss_sum / self._scale
 
-        with _replaced(self._head, forward):
+        with _replace_forward(self._head, forward):
             yield unscaled
 
 
@@ -135,11 +137,11 @@ def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
     probe = torch.linspace(-PROBE_LOGIT, PROBE_LOGIT, head.out_features, device=device)
     model.eval()
     with ExitStack() as replaced:
-        replaced.enter_context(_replaced(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)))
+        replaced.enter_context(_replace_forward(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)))
         if head.weight.is_meta:
             hidden = torch.zeros(*batch["input_ids"].shape, head.in_features)
             replaced.enter_context(
-                _replaced(base_of(model).base_model, lambda *_, **__: DecoderOutput(hidden))
+                _replace_forward(unwrap_base_model(model).base_model, lambda *_, **__: DecoderOutput(hidden))
             )
         logits = model(**batch, use_cache=False).logits.float()
     probe = probe.to(logits.device)
@@ -169,7 +171,7 @@ class DecoderOutput:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     hooked = vars(module).get("forward")
     module.forward = forward
     try:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device that a model runs on, its memory, and the number of threads.
+"""The device of a model: its choice and check, its memory, and exhausted memory as an exception.
+
+The device that a model runs on, its memory, and the number of threads.
 
 Exhausted memory as one exception, with the figures of the device.
 

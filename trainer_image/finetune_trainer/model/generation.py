@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling of the next token from the logits.
+"""Generation of the next tokens of running requests: the batch, and the sampler.
+
+Sampling of the next token from the logits.
 
 Tensors of the running requests. One forward pass computes one token for each of them.
 

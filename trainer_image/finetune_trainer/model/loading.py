@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DoRA adapters in inference: as fast as plain LoRA, and in one batch with other adapters.
+"""Loading of base models and adapters: in 16 or 4 bits, on one or several devices.
+
+DoRA adapters in inference: as fast as plain LoRA, and in one batch with other adapters.
 
 A layer computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is
 that of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT computes
@@ -142,7 +144,7 @@ def load_base(
     return model
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def build_empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model on the meta device, in the stored dtype: its layers without weights.
 
     Raises what transformers raises for a config from which it cannot build the model.
@@ -155,10 +157,10 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def empty_model_in(folder: Path) -> PreTrainedModel:
-    """The model in `folder` as of `empty_model`. Raises StageFailure (BASE_MODEL_INVALID)."""
-    with _reading_config(folder):
-        return empty_model(_config(folder))
+def read_empty_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder` as of `build_empty_model`. Raises StageFailure (BASE_MODEL_INVALID)."""
+    with _convert_config_errors(folder):
+        return build_empty_model(_config(folder))
 
 
 def load_adapter(
@@ -205,7 +207,7 @@ def _check_matched(loaded: Any) -> None:
 
 def read_context_length(folder: Path) -> int | None:
     """As `context_length`, of the model in `folder`. Raises StageFailure (BASE_MODEL_INVALID)."""
-    with _reading_config(folder):
+    with _convert_config_errors(folder):
         return context_length(_config(folder))
 
 
@@ -214,7 +216,7 @@ def read_generation_config(folder: Path) -> GenerationConfig:
 
     Raises StageFailure (BASE_MODEL_INVALID).
     """
-    with _reading_config(folder):
+    with _convert_config_errors(folder):
         if (folder / GENERATION_CONFIG).exists():
             return GenerationConfig.from_pretrained(folder, local_files_only=True)
         return GenerationConfig.from_model_config(_config(folder))
@@ -228,7 +230,7 @@ def _config(folder: Path) -> PretrainedConfig:
 
 
 @contextmanager
-def _reading_config(folder: Path) -> Iterator[None]:
+def _convert_config_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -365,7 +367,7 @@ def load_placed(folder: Path, devices: Sequence[torch.device], *, quantized: boo
     device_map = None
     if len(devices) > 1:
         room = [int(WEIGHTS_SHARE * (total - used)) for used, total in map(memory_use, devices)]
-        device_map = place_layers(empty_model_in(folder), devices, room, quantized=quantized)
+        device_map = place_layers(read_empty_model(folder), devices, room, quantized=quantized)
         logger.info("layers per device: %s", Counter(map(str, device_map.values())))
     if quantized:
         model = load_quantized_base(folder, devices[0], device_map)
@@ -425,7 +427,7 @@ def place_layers(
         placed = infer_auto_device_map(model, memory, **layers)
         if all(isinstance(place, int) for place in placed.values()):
             return {name: devices[place] for name, place in placed.items()}
-    raise _too_small(weights_bytes(model, quantized=quantized), room)
+    raise _too_small_failure(weights_bytes(model, quantized=quantized), room)
 
 
 def _dtypes(model: PreTrainedModel, *, quantized: bool) -> dict[str, Any]:
@@ -439,7 +441,7 @@ def _dtypes(model: PreTrainedModel, *, quantized: bool) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, "special_dtypes": in_four_bits}
 
 
-def _too_small(size: int, room: Sequence[int]) -> StageFailure:
+def _too_small_failure(size: int, room: Sequence[int]) -> StageFailure:
     total = sum(room)
     missing = (
         f"{(size - total) / GIBIBYTE:.2f} GiB are missing"

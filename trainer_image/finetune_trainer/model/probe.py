@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract.serving import EngineName
-from finetune_trainer.model.attention import without_varlen
+from finetune_trainer.model.attention import disable_varlen
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.model.probe_record import ProbeRecord, TopTokens
@@ -56,7 +56,7 @@ def compute_probe(
         engine=ENGINE,
         engine_version=transformers.__version__,
         device=model.device.type,
-        dtype=dtype_name(coarser(pass_dtype(model), stored_dtype)),
+        dtype=dtype_name(less_precise_dtype(forward_dtype(model), stored_dtype)),
         quantized=quantized,
         prompts=tuple(tuple(prompt) for prompt in within),
         tuned=_top(tuned),
@@ -79,7 +79,7 @@ def log_probabilities(model: PreTrainedModel | PeftModel, prompts: PromptIds, pa
     model.eval()
     try:
         # Not inference_mode: FSDP gathers sharded weights into tensors that training uses, too.
-        with torch.no_grad(), mixed_precision(model.device), without_varlen(model):
+        with torch.no_grad(), mixed_precision(model.device), disable_varlen(model):
             logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=is_last).logits
     finally:
         model.train(was_training)
@@ -100,13 +100,13 @@ def largest_difference(recorded: Sequence[TopTokens], predicted: Tensor) -> floa
     )
 
 
-def pass_dtype(model: Any) -> torch.dtype:
+def forward_dtype(model: Any) -> torch.dtype:
     """The dtype in which a pass without gradients multiplies matrices."""
     own: torch.dtype = model.dtype
     return torch.bfloat16 if model.device.type == "cuda" else own
 
 
-def coarser(one: torch.dtype, other: torch.dtype | None) -> torch.dtype:
+def less_precise_dtype(one: torch.dtype, other: torch.dtype | None) -> torch.dtype:
     """The less precise of two floating-point dtypes."""
     return one if other is None or torch.finfo(one).eps >= torch.finfo(other).eps else other
 

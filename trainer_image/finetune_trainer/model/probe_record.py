@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a probe: what trained weights predicted after a few fixed prompts when they were published.
+"""The record of a probe and its tolerance; without torch, for vLLM's process.
+
+The record of a probe: what trained weights predicted after a few fixed prompts when they were published.
 
 Does not import PyTorch: a serving pod reads the record in processes that do not have ours.
 
@@ -105,7 +107,7 @@ UNMEASURED_TOLERANCE: Final = 0.5
 _BY_PRECISION: Final = ("float64", "float32", "float16", "bfloat16")
 
 
-def tolerance_of(record: ProbeRecord, computation: Computation) -> float | None:
+def find_tolerance(record: ProbeRecord, computation: Computation) -> float | None:
     """The measured tolerance, in nats; None if there is none for this record and this computation."""
     if record.device != computation.device or record.quantized or computation.quantized:
         return None
@@ -116,7 +118,7 @@ def tolerance_of(record: ProbeRecord, computation: Computation) -> float | None:
     return TOLERANCES.get((computation.engine, computation.device, coarser))
 
 
-def mismatch(record: ProbeRecord, computation: Computation, version: str, difference: float) -> str:
+def describe_mismatch(record: ProbeRecord, computation: Computation, version: str, difference: float) -> str:
     """Describe a difference that is too large. `version`: that of the engine."""
     recorded = f"{record.dtype} on {record.device} by {record.engine} {record.engine_version}"
     here = f"{computation.dtype} on {computation.device} by {computation.engine} {version}"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the files of a base model among those of its folder.
+"""The files of the base model: chosen, read or downloaded, and put into the store.
+
+Choose the files of a base model among those of its folder.
 
 Files of the base model, on a volume of this pod, in the store, or downloaded.
 
@@ -69,23 +71,23 @@ LICENSE_NAMES: Final = ("license", "licence", "notice", "use_policy")
 PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def invalid(uri: str, what: str) -> StageFailure:
+def invalid_model_failure(uri: str, what: str) -> StageFailure:
     """Failure for a base model that cannot be trained."""
     return StageFailure(FailureReason.BASE_MODEL_INVALID, f"baseModel {uri}: {what}")
 
 
 @contextmanager
-def errors_named(uri: str) -> Iterator[None]:
+def convert_file_errors(uri: str) -> Iterator[None]:
     """Raise StageFailure (BASE_MODEL_INVALID) for files of the model that cannot be read."""
     try:
         yield
     except PathRefused as refusal:
-        raise invalid(uri, str(refusal)) from refusal
+        raise invalid_model_failure(uri, str(refusal)) from refusal
     except OSError as error:
-        raise invalid(uri, f"{error}; check that uid 65532 may read the files") from error
+        raise invalid_model_failure(uri, f"{error}; check that uid 65532 may read the files") from error
 
 
-def absent(uri: str) -> StageFailure:
+def missing_model_failure(uri: str) -> StageFailure:
     """Failure for a base model that does not exist."""
     return StageFailure(
         FailureReason.BASE_MODEL_NOT_FOUND,
@@ -100,7 +102,7 @@ def model_files(folder: Path, uri: str) -> tuple[str, ...]:
     complete safetensors files. Raises OSError.
     """
     if not folder.is_dir():
-        raise absent(uri)
+        raise missing_model_failure(uri)
     names = choose_files(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
     for name in names:
         _check_complete(folder / name, uri)
@@ -113,11 +115,13 @@ def choose_files(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
     `folder` must have the `metadata_files`. Raises StageFailure (BASE_MODEL_INVALID), OSError.
     """
     if ADAPTER_CONFIG in present and MODEL_CONFIG not in present:
-        raise invalid(uri, "this is an adapter, not a complete model; name the model that it was trained on")
+        raise invalid_model_failure(
+            uri, "this is an adapter, not a complete model; name the model that it was trained on"
+        )
     weights = _weights(folder, uri, present)
     for name in REQUIRED:
         if name not in present:
-            raise invalid(uri, f"{name} is missing; download the complete model again")
+            raise invalid_model_failure(uri, f"{name} is missing; download the complete model again")
     return tuple(sorted({*weights, *metadata_files(present)}))
 
 
@@ -133,23 +137,25 @@ def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
             return [SINGLE]
         pickled = sorted(name for name in present if name.endswith(PICKLED))
         if pickled:
-            raise invalid(
+            raise invalid_model_failure(
                 uri,
                 f"its weights are pickled ({pickled[0]}), and loading them could run code; convert them"
                 " with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
             )
         if any(name.endswith(".gguf") for name in present):
-            raise invalid(
+            raise invalid_model_failure(
                 uri, "its weights are in GGUF format, which cannot be trained; use the safetensors version"
             )
-        raise invalid(uri, f"it has no weights, neither {SINGLE} nor {INDEX}; download the model again")
+        raise invalid_model_failure(
+            uri, f"it has no weights, neither {SINGLE} nor {INDEX}; download the model again"
+        )
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise invalid(uri, f"{INDEX} is damaged: {error}; download the model again") from error
+        raise invalid_model_failure(uri, f"{INDEX} is damaged: {error}; download the model again") from error
     missing = [name for name in names if name not in present]
     if missing or not names:
-        raise invalid(
+        raise invalid_model_failure(
             uri, f"files named in {INDEX} are missing: {', '.join(missing[:10])}; download the model again"
         )
     return [*names, INDEX]
@@ -162,7 +168,9 @@ def _check_complete(path: Path, uri: str) -> None:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except SafetensorError as error:
-        raise invalid(uri, f"{path.name} is damaged ({error}); download the model again") from error
+        raise invalid_model_failure(
+            uri, f"{path.name} is damaged ({error}); download the model again"
+        ) from error
 
 
 ModelConfig = PreflightConfig | DownloadConfig
@@ -188,7 +196,7 @@ class LocalModel:
 
 
 @contextmanager
-def readable_model(config: ModelConfig, context: StageContext) -> Iterator[LocalModel]:
+def open_model(config: ModelConfig, context: StageContext) -> Iterator[LocalModel]:
     """The config's base model until the block ends, downloaded unless the store has it.
 
     The store keeps the base model of a parent since the parent's training. A base model that the run names
@@ -243,7 +251,7 @@ def _download_lock(
 def _on_volume(folder: Path, root: Path, uri: str) -> Iterator[Path]:
     """Open the model's files on a volume that the user fills, because the libraries only accept paths."""
     if kind_of(folder, root) != "Folder":
-        raise absent(uri)
+        raise missing_model_failure(uri)
     names = names_in(folder, root, with_folders=False)
     metadata = metadata_files(set(names))
     with OpenDirectory(folder, root) as opened:
@@ -342,7 +350,7 @@ def store_model(
                 _copy(model, file, staging, meter)
             meter.begin("verifying and publishing the base model")
             if context.store.publish("models", staging, meter.add) != manifest.digest:
-                raise invalid(
+                raise invalid_model_failure(
                     uri,
                     "its files changed while they were copied; repeat the run when nothing writes to them",
                 )
@@ -373,7 +381,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.move(source, target)
 
 
-def run(config: DownloadConfig) -> StoredModel:
+def download_to_store(config: DownloadConfig) -> StoredModel:
     """Store the base model unless the store has it. If several pods need the same model, one downloads it.
 
     Raises StageFailure: BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
@@ -386,7 +394,7 @@ def run(config: DownloadConfig) -> StoredModel:
         return StoredModel(digest=expected)
     # The reporter has no target: an endpoint shows no progress of its Jobs.
     context = StageContext(store, Reporter(None, config.owner, "preflight"), Stop())
-    with errors_named(uri), readable_model(config, context) as found:
+    with convert_file_errors(uri), open_model(config, context) as found:
         files = model_files(found.folder, uri)
         # Each byte is hashed, copied, and published by the store.
         total = 3 * sum((found.folder / name).stat().st_size for name in files)

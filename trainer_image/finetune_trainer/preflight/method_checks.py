@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that method and rows suit each other, and resolve the settings for preference data.
+"""Whether a method can train this model, this parent and these rows, and the settings that follow.
+
+Check that method and rows suit each other, and resolve the settings for preference data.
 
 Check the Checkpoint that a run continues from, and take over the settings of its adapter.
 
@@ -33,11 +35,11 @@ from finetune_trainer.contract.method import (
     types_of,
 )
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
-from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason, RowForm, listed
+from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason, RowForm, join_names
 from finetune_trainer.model.adapted_layers import linear_layers, stacked_experts
 from finetune_trainer.model.bundle import read_adapter
-from finetune_trainer.model.loading import empty_model
-from finetune_trainer.preflight.base_model import invalid
+from finetune_trainer.model.loading import build_empty_model
+from finetune_trainer.preflight.base_model import invalid_model_failure
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.model_setup import adapter_config
@@ -51,12 +53,12 @@ def check_method(method: Method, form: RowForm) -> None:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
             f"method.type: {method.type} is not in this release with method.objective: {objective}; set"
-            f" method.type to {listed(types, 'or')}",
+            f" method.type to {join_names(types, 'or')}",
         )
     needed = OBJECTIVES[objective].rows
     if form in needed.forms:
         return
-    suitable = listed(objectives_where(lambda info: form in info.rows.forms), "or")
+    suitable = join_names(objectives_where(lambda info: form in info.rows.forms), "or")
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
         f"method.objective: {objective} trains on rows with {needed.description}, but the rows of the dataset"
@@ -199,24 +201,30 @@ def load_config(folder: Path, uri: str) -> PretrainedConfig:
             folder, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise invalid(
+        raise invalid_model_failure(
             uri, f"its config.json is damaged, or of a model that this trainer does not support: {error}"
         ) from error
     architectures = config.architectures or []
     if not set(architectures).intersection(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         names = ", ".join(architectures) or "none"
-        raise invalid(uri, f"architecture {names} is not a causal language model that this trainer supports")
+        raise invalid_model_failure(
+            uri, f"architecture {names} is not a causal language model that this trainer supports"
+        )
     if getattr(config, "quantization_config", None) is not None:
-        raise invalid(uri, "its weights are quantized; use the version in bfloat16, float16 or float32")
+        raise invalid_model_failure(
+            uri, "its weights are quantized; use the version in bfloat16, float16 or float32"
+        )
     return config
 
 
 def build_empty(config: PretrainedConfig, uri: str) -> PreTrainedModel:
     """Build the model on the meta device, without memory. Raises StageFailure (BASE_MODEL_INVALID)."""
     try:
-        return empty_model(config)
+        return build_empty_model(config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise invalid(uri, f"transformers cannot build the model from its config.json: {error}") from error
+        raise invalid_model_failure(
+            uri, f"transformers cannot build the model from its config.json: {error}"
+        ) from error
 
 
 def check_adapter(model: PreTrainedModel, method: Method, uri: str) -> tuple[str, ...]:
@@ -235,7 +243,7 @@ def check_adapter(model: PreTrainedModel, method: Method, uri: str) -> tuple[str
         with torch.device("meta"):
             get_peft_model(deepcopy(model), adapter)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise invalid(uri, f"PEFT cannot adapt this model: {error}") from error
+        raise invalid_model_failure(uri, f"PEFT cannot adapt this model: {error}") from error
     if left_out is None:
         return ()
     warning = (

@@ -19,7 +19,7 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.preflight.base_model import invalid
+from finetune_trainer.preflight.base_model import invalid_model_failure
 from finetune_trainer.preflight.row_lengths import first_of
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.scoring.text_comparison import normalize
@@ -86,7 +86,7 @@ def check_read_back(
         f" are in the rows: {found.what}"
     )
     if found.wrong == found.checked:
-        raise invalid(
+        raise invalid_model_failure(
             uri,
             f"{what}. Every answer would count as wrong; use another base model, or give this one a"
             " chat_template.jinja that writes answers directly after the prompt",

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths of rows in tokens, what the user should know of them, and rows that are too long.
+"""Lengths of rows in tokens: measured, too long, reported.
+
+Lengths of rows in tokens, what the user should know of them, and rows that are too long.
 
 Rows that are longer than the max sequence length: left out, truncated, or a reason to fail.
 
@@ -56,7 +58,7 @@ class TokenLengths:
         return _found(self.numbers[self.prompts >= max_length])
 
 
-def warnings_of(measured: Mapping[SplitName, TokenLengths]) -> tuple[str, ...]:
+def row_warnings(measured: Mapping[SplitName, TokenLengths]) -> tuple[str, ...]:
     """Warnings about turns that are not learned, and about control tokens in the text of rows."""
     warnings = []
     missing = sum(lengths.facts.unlearned_turns for lengths in measured.values())

@@ -17,14 +17,14 @@ from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.preflight.base_model import (
     MEBIBYTE,
-    errors_named,
+    convert_file_errors,
     model_files,
-    readable_model,
+    open_model,
     require_digest,
     store_model,
 )
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
-from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict, with_learning_curve
+from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, add_curve_duration, predict
 from finetune_trainer.preflight.method_checks import (
     build_empty,
     check_adapter,
@@ -41,8 +41,8 @@ from finetune_trainer.preflight.row_lengths import (
     check_answers,
     count_of,
     first_of,
+    row_warnings,
     token_report,
-    warnings_of,
     write_token_report,
 )
 from finetune_trainer.preflight.tokenization import RowFiles, measure_rows, tokenize
@@ -101,7 +101,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     if not usable["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
-    with errors_named(uri), readable_model(config, context) as found:
+    with convert_file_errors(uri), open_model(config, context) as found:
         source = found.folder
         files = model_files(source, uri)
         # Each byte is hashed, copied, and published by the store.
@@ -169,7 +169,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
     meter.begin("predicting memory and duration")
     chosen, prediction = predict(config, method, model, chosen, used.tolist())
-    prediction = with_learning_curve(config, prediction, len(used), chosen)
+    prediction = add_curve_duration(config, prediction, len(used), chosen)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
@@ -181,7 +181,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         reasoning_parser=parser.name if parser is not None else None,
         warnings=(
             *warnings,
-            *warnings_of(lengths),
+            *row_warnings(lengths),
             *read_back,
             *long_rows.warnings,
             *_leak_warnings(leaks),

@@ -18,7 +18,13 @@ from finetune_trainer.store import DerivedRef, Store
 from finetune_trainer.tokens.chat_template import MODEL_TEMPLATE, ControlTokens, template_name
 from finetune_trainer.tokens.encoding import Encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
-from finetune_trainer.tokens.token_files import FoundRows, TokenFiles, TokenFileWriter, encoding_name, kind_of
+from finetune_trainer.tokens.token_files import (
+    FoundRows,
+    TokenFiles,
+    TokenFileWriter,
+    encoding_name,
+    row_kind,
+)
 
 ROW_COST: Final = 1 << 18
 """Cost of tokenizing one row, in bytes read that take about as long."""
@@ -85,7 +91,7 @@ def measure_rows(rows: RowFiles, split: SplitName, encoder: Encoder, meter: Stag
 
 
 def _write(rows: RowFiles, encoder: Encoder, folder: Path, meter: StageMeter) -> None:
-    writer, control_tokens = TokenFileWriter(folder, kind_of(encoder)), ControlTokens(encoder.tokenizer)
+    writer, control_tokens = TokenFileWriter(folder, row_kind(encoder)), ControlTokens(encoder.tokenizer)
     rejected: dict[SplitName, FoundRows] = {}
     for split, path in rows.paths.items():
         number = 0

@@ -8,7 +8,7 @@ from typing import Any, Final
 from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
-from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, FailureReason, listed
+from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, FailureReason, join_names
 from finetune_trainer.data.recipe import FieldNames, PromptTemplate, Recipe
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.termination import StageFailure
@@ -26,7 +26,7 @@ def recipes_of(config: PrepareConfig) -> tuple[Recipe, ...]:
     if config.rule_version not in RULE_VERSIONS:
         raise _invalid(
             f"the Dataset has rule version {config.rule_version}, and this trainer image has"
-            f" {listed(tuple(map(str, RULE_VERSIONS)))}; use the trainer image of the operator's release"
+            f" {join_names(tuple(map(str, RULE_VERSIONS)))}; use the trainer image of the operator's release"
         )
     if config.template is not None:
         try:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the files of a source on a volume: one file, a folder of files, or a pattern of names.
+"""Sources of rows: found on a volume, or downloaded.
+
+Find the files of a source on a volume: one file, a folder of files, or a pattern of names.
 
 Files of a source, on a volume of this pod or downloaded.
 """
@@ -16,7 +18,7 @@ from typing import Final
 from finetune_trainer import canonical_json
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.environment import SOURCES_MOUNT
-from finetune_trainer.contract.references import without_query
+from finetune_trainer.contract.references import strip_query
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
@@ -25,8 +27,8 @@ from finetune_trainer.data.files import (
     FileChanged,
     FileUnreadable,
     SourceFile,
+    convert_read_errors,
     is_data,
-    readable,
     unpacking_budget,
 )
 from finetune_trainer.data.row_problems import printable
@@ -85,7 +87,7 @@ def is_pattern(name: str) -> bool:
     return any(mark in name for mark in "*?[")
 
 
-def matching(names: Iterable[str], pattern: str) -> list[str]:
+def match_names(names: Iterable[str], pattern: str) -> list[str]:
     """The names that match, sorted. Names with a leading dot never match."""
     return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern) and not name.startswith("."))
 
@@ -101,7 +103,7 @@ def no_data_files() -> str:
     return f"the folder has no file with a supported extension ({ENDINGS}); add the rows there"
 
 
-def unreadable(uri: str, error: FileUnreadable) -> StageFailure:
+def unreadable_failure(uri: str, error: FileUnreadable) -> StageFailure:
     """The failure of a source whose files cannot be read."""
     return StageFailure(
         FailureReason.SOURCE_UNAVAILABLE
@@ -120,10 +122,10 @@ def unreadable(uri: str, error: FileUnreadable) -> StageFailure:
 @contextmanager
 def _read_errors(path: Path, uri: str) -> Iterator[None]:
     try:
-        with readable(path):
+        with convert_read_errors(path):
             yield
     except FileUnreadable as error:
-        raise unreadable(uri, error) from error
+        raise unreadable_failure(uri, error) from error
 
 
 def _list(path: Path, uri: str, root: Path) -> list[Path]:
@@ -138,7 +140,7 @@ def _data_files(path: Path, root: Path) -> list[Path]:
         case "Folder":
             return _data_files_in(path, root)
     if is_pattern(path.name) and kind_of(path.parent, root) == "Folder":
-        names = matching(names_in(path.parent, root), path.name)
+        names = match_names(names_in(path.parent, root), path.name)
         return [path.parent / name for name in names if kind_of(path.parent / name, root) == "File"]
     return []
 
@@ -218,7 +220,7 @@ class MountedRows:
                 for file in self._files
             ]
         except FileUnreadable as error:
-            raise unreadable(uri, error) from error
+            raise unreadable_failure(uri, error) from error
         self.version = digest_of(canonical_json.encode(entries))
 
     @contextmanager
@@ -228,7 +230,7 @@ class MountedRows:
 
 
 class RemoteRows:
-    """Files of a remote source: listed at once, downloaded by `readable`.
+    """Files of a remote source: listed at once, downloaded by `convert_read_errors`.
 
     `revision` is the commit of a source at the hub. `version` is None if the server reports neither versions
     nor times.
@@ -236,7 +238,7 @@ class RemoteRows:
 
     def __init__(self, source: SourceConfig, number: int, budget: Budget, stop: threading.Event) -> None:
         uri, pattern = _split_pattern(source.uri)
-        self._uri = without_query(source.uri)
+        self._uri = strip_query(source.uri)
         self._field = source.field
         self._budget = budget
         self._download = f"{DOWNLOAD}-{number}"
@@ -273,7 +275,7 @@ class RemoteRows:
     def _select(self, pattern: str | None) -> list[RemoteFile]:
         files = {file.name: file for file in self._remote.files}
         if pattern is not None:
-            names, problem = matching(files, pattern), nothing_matches(pattern, files, self._field)
+            names, problem = match_names(files, pattern), nothing_matches(pattern, files, self._field)
         elif self._remote.is_file:
             return list(files.values())
         else:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes the hashes of a dataset's secrets and personal data.
+"""The stage, with the logs and hashes that it publishes beside the rows.
+
+Publishes the hashes of a dataset's secrets and personal data.
 
 Log files of problems and of similar rows, in the run's folder.
 
@@ -18,7 +20,7 @@ from typing import Any, Final, Self
 from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PrepareConfig
-from finetune_trainer.contract.references import ArtifactRef, without_query
+from finetune_trainer.contract.references import ArtifactRef, strip_query
 from finetune_trainer.contract.results import (
     DataStatistics,
     Difference,
@@ -37,7 +39,7 @@ from finetune_trainer.data.row_problems import QUOTED, RowPosition, field_names
 from finetune_trainer.data.version_comparison import EarlierVersion
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
-from finetune_trainer.prepare.row_sources import Rows, open_sources, unreadable
+from finetune_trainer.prepare.row_sources import Rows, open_sources, unreadable_failure
 from finetune_trainer.report.document import document, duplicate_record, encode, problem_record
 from finetune_trainer.report.html_page import page
 from finetune_trainer.report.verdicts import DATASET_CODES
@@ -64,7 +66,7 @@ def publish_hashes(store: Store, dataset: Digest, sensitive: SensitiveHashes) ->
 
 
 PROBLEMS_NAME: Final = "problems.jsonl"
-ALIKE_NAME: Final = "alike.jsonl"
+SIMILAR_ROWS_NAME: Final = "alike.jsonl"
 MAX_BYTES: Final = 64 << 20
 """Max size of one log. A longer one is not useful, and other runs share the store."""
 
@@ -136,11 +138,11 @@ class ProblemLog(LineLog):
         self.write(problem_record(problem))
 
 
-class AlikeLog(LineLog):
+class SimilarRowsLog(LineLog):
     """Every pair of similar rows, in `alike.jsonl`: the removed or reported row and the other one."""
 
     def __init__(self, folder: RunFolder) -> None:
-        super().__init__(folder, ALIKE_NAME)
+        super().__init__(folder, SIMILAR_ROWS_NAME)
 
     def add(self, pair: DuplicatePair) -> None:
         """Write one pair."""
@@ -167,7 +169,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     recipes = recipes_of(config)
     opened = open_sources(config, context.stop)
     changed = [
-        without_query(source.uri)
+        strip_query(source.uri)
         for source, rows in zip(config.sources, opened, strict=True)
         if rows.version is None or _version(rows) != source.known_version
     ]
@@ -185,11 +187,11 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
             SourceFiles(
                 files=downloads.enter_context(rows.readable(folder)),
                 recipe=recipe,
-                name=without_query(source.uri),
+                name=strip_query(source.uri),
             )
             for source, recipe, rows in zip(config.sources, recipes, opened, strict=True)
         ]
-        with ProblemLog(folder) as log, AlikeLog(folder) as alike:
+        with ProblemLog(folder) as log, SimilarRowsLog(folder) as alike:
             prepared = _prepare(config, context, sources, folder=staging, logs=(log, alike))
         report = _Report(folder, config, prepared, log)
         result = _result(config, prepared, opened, report.page_uri)
@@ -213,7 +215,7 @@ class _Listener:
         self,
         meter: ProgressMeter,
         total_bytes: int,
-        logs: tuple[ProblemLog, AlikeLog],
+        logs: tuple[ProblemLog, SimilarRowsLog],
         stop: threading.Event,
     ) -> None:
         self._meter = meter
@@ -237,7 +239,7 @@ def _prepare(
     sources: Sequence[SourceFiles],
     *,
     folder: Path,
-    logs: tuple[ProblemLog, AlikeLog],
+    logs: tuple[ProblemLog, SimilarRowsLog],
 ) -> Prepared:
     total_bytes = sum(file.size for source in sources for file in source.files)
     meter = ProgressMeter(0, "{} of about {} rows".format, context.reporter)
@@ -250,10 +252,10 @@ def _prepare(
             limit_bytes=config.max_unpacked_bytes,
         )
     except FileUnreadable as error:
-        raise unreadable(without_query(config.sources[error.source].uri), error) from error
+        raise unreadable_failure(strip_query(config.sources[error.source].uri), error) from error
     except TooLarge as error:
         of = config.sources if error.source is None else [config.sources[error.source]]
-        message = f"{', '.join(without_query(source.uri) for source in of)}: {error}"
+        message = f"{', '.join(strip_query(source.uri) for source in of)}: {error}"
         raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
     meter.end()
     return prepared
@@ -283,7 +285,7 @@ class _Report:
 
     def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
         self._folder = folder
-        self._source = without_query(config.sources[0].uri) if len(config.sources) == 1 else None
+        self._source = strip_query(config.sources[0].uri) if len(config.sources) == 1 else None
         self._prepared = prepared
         self._log = log.uri
         self.page_uri = f"{folder.uri}/{PAGE_NAME}"

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract.references import SecretMount
-from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, listed
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, join_names
 from finetune_trainer.remote.origins import check_endpoint
 from finetune_trainer.runtime.logs import MIN_PUBLIC_LENGTH, SCRUBBER
 from finetune_trainer.runtime.termination import StageFailure
@@ -248,7 +248,7 @@ class _GivenKeys:
             return self._azure_host()
         if is_named and self._scheme in PROVIDER_HOSTS:
             return PROVIDER_HOSTS[self._scheme]
-        given, by_name = listed(list(self.names.values())), self._provider_name("token")
+        given, by_name = join_names(list(self.names.values())), self._provider_name("token")
         missing = f"key endpoint is missing; it names the server that {given} is for"
         has_other_name = "token" in self._values and by_name is not None
         advice = f"; add it, or write {by_name} in place of token" if has_other_name else ""

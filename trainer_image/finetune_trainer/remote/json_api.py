@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries.
+"""A JSON API of the user: its requests, and what to do if it cannot be used.
+
+Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries.
 
 What a user can do about a JSON API of theirs that cannot be used.
 """
@@ -21,7 +23,13 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials, invalid
 from finetune_trainer.remote.origins import RedirectRefused, guard_connections, origin_of
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
-from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable, pause_seconds, problem_of
+from finetune_trainer.remote.retries import (
+    ProblemKind,
+    RemoteProblem,
+    Unreachable,
+    classify_error,
+    pause_seconds,
+)
 from finetune_trainer.remote.web import authorized_options
 from finetune_trainer.runtime.termination import StageFailure
 
@@ -112,7 +120,7 @@ class JsonApi:
             try:
                 response = await self._try(method, f"{self._url}/{path}", content)
             except (aiohttp.ClientError, JsonApiError, OSError, RedirectRefused) as error:
-                problem = problem_of(error)
+                problem = classify_error(error)
                 if self._successes > before:
                     attempt, before = 1, self._successes
                 if problem.kind is not ProblemKind.TRANSIENT or attempt == attempts:
@@ -166,7 +174,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
     return 0
 
 
-def advice_about(problem: RemoteProblem, credentials: SecretMount | None, otherwise: str) -> str:
+def advise(problem: RemoteProblem, credentials: SecretMount | None, otherwise: str) -> str:
     """What to do, in the imperative.
 
     Args:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses connections to addresses of the node and of the cloud's metadata services.
+"""Servers that may be talked to: refused addresses, and origins that credentials are bound to.
+
+Refuses connections to addresses of the node and of the cloud's metadata services.
 
 The check is an audit hook on `connect`. It sees the address after name resolution, on every attempt and every
 redirect, in every library. A name that changes its address between check and connection has no effect.

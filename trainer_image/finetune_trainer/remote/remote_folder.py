@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed limits of time and size, so that a stage fails with a message of its own and not by its deadline.
+"""A remote folder, its files, and the limits of reading it.
+
+Fixed limits of time and size, so that a stage fails with a message of its own and not by its deadline.
 
 Types that this package shares: a remote folder, its files, and their content.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classification of errors of all clients: five libraries have five families of exceptions.
+"""Failures of servers: classified, and retried if they are transient.
+
+Classification of errors of all clients: five libraries have five families of exceptions.
 
 Retries of requests after transient failures: servers restart, connections break, and quotas refill.
 """
@@ -44,7 +46,7 @@ class RemoteProblem:
     text: str
 
 
-def problem_of(error: BaseException) -> RemoteProblem:
+def classify_error(error: BaseException) -> RemoteProblem:
     """Classify an error of a file system or its client."""
     chain = list(_causes(error))
     for cause in chain:
@@ -145,7 +147,7 @@ class Retrier:
             try:
                 return request()
             except self._expected as error:
-                problem = problem_of(error)
+                problem = classify_error(error)
                 if progress() > before:
                     attempt, before = 1, progress()
                 if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the files of a remote folder, and reads them from any offset.
+"""A file or folder read over the network: listing and download.
+
+Lists the files of a remote folder, and reads them from any offset.
 
 Download of remote files. A file gets its final name only when it is complete.
 

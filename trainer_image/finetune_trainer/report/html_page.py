@@ -17,16 +17,16 @@ from finetune_trainer.report.training import (
     curve_note,
     facts,
     interval_text,
-    kept_as,
     loss,
     loss_chart,
+    retention_reason,
     share_text,
     training_verdict,
 )
 from finetune_trainer.report.verdicts import (
     DATASET_CODES,
     RELATIONS,
-    counted,
+    count_noun,
     headline,
     number,
     position,
@@ -46,7 +46,7 @@ OPEN_ROWS: Final = 25
 def page(report: Document) -> str:
     """The page of a report made by `document`."""
     kind = f"Data report · {FORMATS[report['format']].title}" if report["format"] else "Data report"
-    source = counted(len(report["sources"]), "source") if len(report["sources"]) > 1 else report["source"]
+    source = count_noun(len(report["sources"]), "source") if len(report["sources"]) > 1 else report["source"]
     return _template("page.html.jinja").render(
         report=report, verdict=verdict(report), kind=kind, source=source
     )
@@ -106,14 +106,14 @@ def _template(name: str) -> "Template":
     )
     environment.filters |= {
         "advice": advice,
-        "counted": counted,
+        "counted": count_noun,
         "figure": figure,
         "gate_lines": gate_lines,
         "gate_note": gate_note,
         "curve_note": curve_note,
         "headline": headline,
         "interval_text": interval_text,
-        "kept_as": kept_as,
+        "kept_as": retention_reason,
         "largest_share": largest_share,
         "loss": loss,
         "number": number,
@@ -204,7 +204,7 @@ def settings(report: Document) -> list[tuple[str, str]]:
         cleaning["nearDuplicates"]
     ]
     if search := report["statistics"]["nearDuplicateSearch"]:
-        near += f"; {number(search['rows'])} of {counted(search['ofRows'], 'possible row')} compared"
+        near += f"; {number(search['rows'])} of {count_noun(search['ofRows'], 'possible row')} compared"
     found.append(("Near duplicates", near))
     return found + _checks(preparation["checks"])
 

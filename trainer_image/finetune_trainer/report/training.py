@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content of the page about a run's losses: its verdict, its figures, and the geometry of its chart.
+"""Content of the training page: losses and learning curve.
+
+Content of the page about a run's losses: its verdict, its figures, and the geometry of its chart.
 
 The learning curve of a run on its page: the geometry of its chart, and the texts of its table.
 
@@ -14,7 +16,7 @@ from typing import Any, Final
 
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.histogram import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
-from finetune_trainer.report.verdicts import ReportVerdict, counted, number
+from finetune_trainer.report.verdicts import ReportVerdict, count_noun, number
 
 REPORT_NAME: Final = "report.json"
 """The report in the folder of the train stage, as JSON."""
@@ -52,7 +54,7 @@ class LossChart:
 
 def training_verdict(report: Document) -> ReportVerdict:
     """Verdict about a run that succeeded."""
-    steps = counted(report["steps"], "step")
+    steps = count_noun(report["steps"], "step")
     best = next((each for each in report["checkpoints"] if each["best"]), None)
     if report["validationLoss"] is None or best is None:
         return ReportVerdict(
@@ -127,7 +129,7 @@ def loss(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.{MIN_DIGITS}g}"
 
 
-def kept_as(checkpoint: Document) -> str:
+def retention_reason(checkpoint: Document) -> str:
     """Reason for publishing a Checkpoint of this step."""
     flags = [flag for flag in ("best", "final") if checkpoint[flag]]
     return " and ".join(flags) or "kept step"
@@ -191,7 +193,7 @@ def curve_chart(curve: Document) -> CurveChart | None:
             y=y(point["loss"]),
             low=y(point["loss"] if point["lossLow"] is None else point["lossLow"]),
             high=y(point["loss"] if point["lossHigh"] is None else point["lossHigh"]),
-            title=f"{counted(point['rows'], 'row')}: {interval_text(point, 'loss')}",
+            title=f"{count_noun(point['rows'], 'row')}: {interval_text(point, 'loss')}",
         )
         for point in points
     )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headlines for kinds of problems and for relations between rows.
+"""Reports in words: headlines of problems, and a verdict.
+
+Headlines for kinds of problems and for relations between rows.
 
 Verdicts of the reports: a sentence each.
 """
@@ -111,7 +113,9 @@ def verdict(report: Document) -> ReportVerdict:
     """Whether the rows of a report can be trained on."""
     rows, invalid, kept = report["rows"], report["invalidRows"], report["keptRows"]
     broken = report["brokenFiles"]
-    rest = f"The remaining {counted(report['validRows'], 'row')} can be used." if report["validRows"] else ""
+    rest = (
+        f"The remaining {count_noun(report['validRows'], 'row')} can be used." if report["validRows"] else ""
+    )
     if not rows and all(
         group["code"] == Code.FILE_EMPTY for group in report["problemsByCode"] if group["severity"] == "error"
     ):
@@ -119,37 +123,38 @@ def verdict(report: Document) -> ReportVerdict:
     if broken and not kept:
         return ReportVerdict("error", "The source cannot be read", _first_error(report))
     if broken:
-        subject = "The file" if len(report["files"]) == 1 else counted(broken, "file")
+        subject = "The file" if len(report["files"]) == 1 else count_noun(broken, "file")
         return ReportVerdict("error", f"{subject} cannot be read to the end", _first_error(report))
     if invalid:
-        subject = f"{number(invalid)} of {counted(rows, 'row')}"
+        subject = f"{number(invalid)} of {count_noun(rows, 'row')}"
         return ReportVerdict("error", f"{subject} cannot be used", rest)
     if report["errorCount"]:
         return ReportVerdict("error", _title_of_error(report), _first_error(report))
-    title = f"Ready to train: {counted(kept, 'row')}"
+    title = f"Ready to train: {count_noun(kept, 'row')}"
     if report["warningCount"]:
-        return ReportVerdict("warning", title, f"Review {counted(report['warningCount'], 'warning')} first.")
+        return ReportVerdict(
+            "warning", title, f"Review {count_noun(report['warningCount'], 'warning')} first."
+        )
     return ReportVerdict("good", title, "No problems found.")
 
 
 def token_verdict(report: Document) -> ReportVerdict:
     """Whether all rows fit into the max sequence length."""
-    limit = counted(report["maxSequenceLength"], "token")
+    limit = count_noun(report["maxSequenceLength"], "token")
     truncated, lost, dropped = report["cutRows"], report["lostAnswers"], report["droppedRows"]
     if dropped:
         verb = "is" if dropped == 1 else "are"
-        title = (
-            f"{number(dropped)} of {counted(report['rows'], 'row')} {verb} longer than {limit} and not used"
-        )
+        rows = count_noun(report["rows"], "row")
+        title = f"{number(dropped)} of {rows} {verb} longer than {limit} and not used"
         return ReportVerdict("warning", title, "Raise maxSequenceLength, or shorten the rows.")
     if not truncated:
         return ReportVerdict("good", f"All rows fit into {limit}", "No row is truncated.")
     verb = "is" if truncated == 1 else "are"
-    title = f"{number(truncated)} of {counted(report['rows'], 'row')} {verb} truncated to {limit}"
+    title = f"{number(truncated)} of {count_noun(report['rows'], 'row')} {verb} truncated to {limit}"
     fix = "Raise maxSequenceLength, or shorten the rows."
     if lost:
         return ReportVerdict(
-            "error", title, f"In {counted(lost, 'row')}, no part of the answer is left. {fix}"
+            "error", title, f"In {count_noun(lost, 'row')}, no part of the answer is left. {fix}"
         )
     return ReportVerdict("warning", title, f"Tokens beyond the limit are not used. {fix}")
 
@@ -159,7 +164,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or value >= 1_000 else f"{value:,.1f}"
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """A number with its noun in the singular or plural."""
     return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Redacts credentials in text that leaves this process.
+"""Logs, and the redaction of credentials in them and in all text that leaves the process.
+
+Redacts credentials in text that leaves this process.
 
 Servers quote what they receive: in reason phrases, in bodies, in redirect locations. These texts reach logs,
 conditions and the store, which more people may read than Secrets.
@@ -150,7 +152,7 @@ class TextFormatter(logging.Formatter):
         return SCRUBBER.scrub(super().format(record))
 
 
-def configure() -> None:
+def configure_logs() -> None:
     """Send all logs and warnings to standard output."""
     logging.basicConfig(level=logging.INFO, handlers=[_handler()], force=True)
     logging.captureWarnings(capture=True)
@@ -159,7 +161,7 @@ def configure() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def configure_own() -> None:
+def configure_own_logs() -> None:
     """Send our logs to standard output, in a process that configures its own logs."""
     own = logging.getLogger(__name__.partition(".")[0])
     own.setLevel(logging.INFO)

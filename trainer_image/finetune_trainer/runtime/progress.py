@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends progress to the operator. A stage never waits for it and never fails because of it.
+"""Progress: counted and sent to the operator.
+
+Sends progress to the operator. A stage never waits for it and never fails because of it.
 
 Reports progress of work to the operator and to the log, at limited rates.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved.
+"""How a process ends: failure, preemption, termination message.
+
+Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved.
 
 Termination message of the pod: the kubelet copies the content of this file to the container's status.
 """
@@ -47,7 +49,7 @@ MAX_SENTENCE_LENGTHS = (200, 80, 20)
 logger = logging.getLogger(__name__)
 
 
-def bounded(result: StageResult) -> str:
+def fit_message(result: StageResult) -> str:
     """Return the result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
     Omits in this order: the loss curve; the learning curve; the parts of the lost time; probes of checkpoints
@@ -60,7 +62,7 @@ def bounded(result: StageResult) -> str:
         if not _fits(result) and result.train is not None:
             result = result.model_copy(update={"train": result.train.model_copy(update=omitted)})
     if not _fits(result) and result.train is not None:
-        checkpoints = tuple(map(_without_kept_probe, result.train.checkpoints))
+        checkpoints = tuple(map(_drop_kept_probe, result.train.checkpoints))
         result = result.model_copy(
             update={"train": result.train.model_copy(update={"checkpoints": checkpoints})}
         )
@@ -138,7 +140,7 @@ def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
         path.write_text(content, encoding="utf-8")
 
 
-def _without_kept_probe(checkpoint: CheckpointResult) -> CheckpointResult:
+def _drop_kept_probe(checkpoint: CheckpointResult) -> CheckpointResult:
     if checkpoint.best or checkpoint.final:
         return checkpoint
     return checkpoint.model_copy(update={"probe": None})

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regular expressions of users, by RE2: the time to match grows with the text and not exponentially.
+"""Formats that answers must match: a regular expression or a JSON Schema, by RE2.
+
+Regular expressions of users, by RE2: the time to match grows with the text and not exponentially.
 
 Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
 
@@ -22,7 +24,7 @@ from finetune_trainer import canonical_json
 
 
 @cache
-def compiled(expression: str) -> Any:
+def compile_pattern(expression: str) -> Any:
     """Return the compiled expression. Raises ValueError for one that RE2 does not support."""
     options = re2.Options()
     options.log_errors = False
@@ -34,9 +36,10 @@ def compiled(expression: str) -> Any:
 
 
 def occurs(expression: str, text: str) -> bool:
-    """Whether a part of the text matches, as in a JSON Schema. Raises ValueError as `compiled` does."""
+    """Whether a part of the text matches, as in a JSON Schema. Raises ValueError as `compile_pattern` "
+    "does."""
     # JSON can have half of a surrogate pair, which UTF-8 cannot.
-    return compiled(expression).search(text.encode(errors="replace").decode()) is not None
+    return compile_pattern(expression).search(text.encode(errors="replace").decode()) is not None
 
 
 class AnswerPattern:
@@ -44,7 +47,7 @@ class AnswerPattern:
 
     def __init__(self, expression: str) -> None:
         """Raises ValueError for an expression that RE2 does not support."""
-        self._compiled = compiled(expression)
+        self._compiled = compile_pattern(expression)
 
     def matches(self, answer: str) -> bool:
         """Whether the whole answer matches; `.` does not match a line break."""
@@ -104,7 +107,7 @@ def _check_patterns(schema: Resource[Any]) -> None:
     for part in parts:
         for pattern in (*part.get("patternProperties", ()), *filter(None, [part.get("pattern")])):
             try:
-                compiled(pattern)
+                compile_pattern(pattern)
             except ValueError as error:
                 raise ValueError(f"pattern {pattern}: {error}") from error
     if any("patternProperties" in part for part in parts) and any(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON in the text of answers.
+"""JSON in the text of answers: values and tool calls.
+
+JSON in the text of answers.
 
 Tool calls in the text of answers: JSON objects with a name and arguments, in any wrapping.
 
@@ -22,7 +24,7 @@ Path = tuple[str | int, ...]
 """Names of fields and indexes of elements, from the root."""
 
 
-def without_fence(text: str) -> str:
+def strip_fence(text: str) -> str:
     """Return the inside of a Markdown code block if the whole text is one, otherwise the text."""
     found = FENCED.fullmatch(text.strip())
     return text if found is None else found[1]
@@ -30,7 +32,7 @@ def without_fence(text: str) -> str:
 
 def parse_fenced(text: str) -> Any:
     """Parse JSON that may be in a Markdown code block. Raises ValueError."""
-    return canonical_json.parse(without_fence(text))
+    return canonical_json.parse(strip_fence(text))
 
 
 def has_json(text: str) -> bool:
@@ -54,7 +56,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def same(value: Any, other: Any) -> bool:
+def are_equal_leaves(value: Any, other: Any) -> bool:
     """Whether two leaves are equal in JSON: 1 equals 1.0, but not true."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
@@ -73,7 +75,7 @@ def expected_calls(calls: str | None) -> tuple[str, ...]:
     return _canonical((call["function"] for call in json.loads(calls)) if calls is not None else ())
 
 
-def calls_in(text: str) -> tuple[str, ...]:
+def find_calls(text: str) -> tuple[str, ...]:
     """The calls in an answer, in the form of `expected_calls`."""
     return _canonical(_objects(text))
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics compare answers with, in addition to the correct answer of the row.
+"""What metrics need in addition to answers: labels, schema, pattern, and where they are found.
+
+What metrics compare answers with, in addition to the correct answer of the row.
 
 Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern.
 """
@@ -18,7 +20,7 @@ from finetune_trainer.contract.vocabulary import FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.answer_formats import AnswerPattern, JSONSchema
-from finetune_trainer.scoring.json_text import calls_in, expected_calls, has_json
+from finetune_trainer.scoring.json_text import expected_calls, find_calls, has_json
 from finetune_trainer.scoring.text_comparison import LabelSet
 from finetune_trainer.tokens.chat_template import TemplateArguments
 from finetune_trainer.tokens.encoding import RowEncoder
@@ -112,7 +114,7 @@ class ScopeSource:
                 continue
             with suppress(RowNotEncodable):
                 text = reader.content(*encoder.encode_answer(row))
-                if calls_in(text) != expected_calls(row.messages[-1].tool_calls):
+                if find_calls(text) != expected_calls(row.messages[-1].tool_calls):
                     _refuse(
                         f"evaluation.metrics: {metric} cannot read the calls of {self.split} row {number} in"
                         " the form in which the base model's chat template writes them, because it is not"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Socket and signal handling of the HTTP server.
+"""The process of the built-in engine: socket, signals, application.
+
+Socket and signal handling of the HTTP server.
 
 The process of the Transformers engine: an OpenAI-compatible server for one base model and its adapters.
 

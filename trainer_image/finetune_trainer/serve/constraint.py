@@ -17,7 +17,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.model.generation import Sampler
-from finetune_trainer.serve.constraint_limits import check_schema, unusable
+from finetune_trainer.serve.constraint_limits import check_schema, make_schema_error
 from finetune_trainer.serve.detokenization import AnswerReaders, TextStream
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
@@ -31,7 +31,7 @@ Without a bound, some models write white space without end.
 _MAX_ERROR_CHARACTERS: Final = 300
 
 
-class Beginning:
+class UnconstrainedPrefix:
     """What comes before the content of an answer, and is free: its reasoning, and tags."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, reader: AnswerReader, *, is_open: bool) -> None:
@@ -67,7 +67,7 @@ class Constraint:
     """State of one answer's grammar. After its creation, only the model thread uses it."""
 
     def __init__(
-        self, matcher: LLMatcher, stop_ids: AbstractSet[int], beginning: Beginning | None = None
+        self, matcher: LLMatcher, stop_ids: AbstractSet[int], beginning: UnconstrainedPrefix | None = None
     ) -> None:
         """`beginning`: what comes before the content; None if the answer is nothing but content."""
         self._matcher = matcher
@@ -133,17 +133,19 @@ class Grammars:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
         except ValueError as error:
-            raise _unusable(str(error)) from error
+            raise _make_schema_error(str(error)) from error
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
-            raise _unusable(matcher.get_error())
+            raise _make_schema_error(matcher.get_error())
         reader = self._readers.of(model)
         is_open = reader.is_open(prompt)
         return [
             Constraint(
                 matcher.deep_copy(),
                 self._stop_ids,
-                None if reader.parser is None else Beginning(self._tokenizer, reader, is_open=is_open),
+                None
+                if reader.parser is None
+                else UnconstrainedPrefix(self._tokenizer, reader, is_open=is_open),
             )
             for _ in range(choices)
         ]
@@ -161,5 +163,5 @@ class Grammars:
             ) from error
 
 
-def _unusable(why: str) -> RequestError:
-    return unusable(" ".join(why.split())[:_MAX_ERROR_CHARACTERS], FIELD)
+def _make_schema_error(why: str) -> RequestError:
+    return make_schema_error(" ".join(why.split())[:_MAX_ERROR_CHARACTERS], FIELD)

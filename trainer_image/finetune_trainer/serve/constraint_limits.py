@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of the grammars and regular expressions by which clients constrain answers.
+"""Limits of schemas, grammars and regular expressions that constrain answers, for both engines.
+
+Limits of the grammars and regular expressions by which clients constrain answers.
 
 Limits of the JSON Schemas and texts by which clients constrain answers, for both engines.
 
@@ -56,9 +58,9 @@ _RULE_PARTS: Final = re.compile(
 
 def check_regex(regex: str, field: str) -> None:
     """Refuse a regular expression with too many branches or repetitions. Raises RequestError."""
-    if branches_of(regex) > MAX_BRANCHES:
-        raise too_many_branches("the regular expression", MAX_BRANCHES, field)
-    if repetitions_of(regex) > MAX_REPETITIONS:
+    if count_branches(regex) > MAX_BRANCHES:
+        raise make_branches_error("the regular expression", MAX_BRANCHES, field)
+    if count_repetitions(regex) > MAX_REPETITIONS:
         raise RequestError.invalid(
             f"{field}: a part of it has more than {MAX_REPETITIONS} repetitions. Allow fewer.", field
         )
@@ -80,7 +82,7 @@ def check_grammar(grammar: str, field: str) -> None:
         )
 
 
-def too_many_branches(of: str, limit: int, field: str) -> RequestError:
+def make_branches_error(of: str, limit: int, field: str) -> RequestError:
     """The error of a constraint with too many alternatives and repeated parts."""
     return RequestError.invalid(
         f"{field}: {of} has more than {limit} of the signs | ? * +. Use structured_outputs.choice for a"
@@ -101,7 +103,7 @@ def _simplified(part: re.Match[str]) -> str:
 
 
 def _summary(regex: str) -> str:
-    return f"@{{{repetitions_of(regex)}}}" + "|" * min(branches_of(regex), MAX_BRANCHES + 1)
+    return f"@{{{count_repetitions(regex)}}}" + "|" * min(count_branches(regex), MAX_BRANCHES + 1)
 
 
 def _references(grammar: str, field: str) -> dict[str, dict[str, int]]:
@@ -116,9 +118,9 @@ def _references(grammar: str, field: str) -> dict[str, dict[str, int]]:
         if part[0] in BRANCHES:
             branches, all_branches = branches + 1, all_branches + 1
             if branches > MAX_BRANCHES:
-                raise too_many_branches("a rule of the grammar", MAX_BRANCHES, field)
+                raise make_branches_error("a rule of the grammar", MAX_BRANCHES, field)
             if all_branches > MAX_ALL_BRANCHES:
-                raise too_many_branches("the grammar", MAX_ALL_BRANCHES, field)
+                raise make_branches_error("the grammar", MAX_ALL_BRANCHES, field)
         if part["low"] is not None:
             times = _times(part["low"], part["high"])
             last = {name: min(number * times, MAX_REPETITIONS + 1) for name, number in last.items()}
@@ -179,7 +181,7 @@ def _times(*numbers: str | None) -> int:
     return max((int(number[:_MAX_DIGITS]) for number in numbers if number), default=1)
 
 
-def branches_of(regex: str) -> int:
+def count_branches(regex: str) -> int:
     """Number of alternatives and optional or repeated parts of a regular expression."""
     found, before = 0, ""
     for part in _PARTS.finditer(regex):
@@ -189,7 +191,7 @@ def branches_of(regex: str) -> int:
     return found
 
 
-def repetitions_of(regex: str) -> int:
+def count_repetitions(regex: str) -> int:
     """The most repetitions of a part of a regular expression, times those of the parts that contain it."""
     outside: list[int] = []
     most = last = 1
@@ -262,22 +264,22 @@ def check_schema(schema: object, field: str) -> None:
     """Refuse a schema, or a value that contains schemas or grammars, beyond a limit. Raises RequestError."""
     extent = _extent(schema, field)
     if extent.nesting > MAX_NESTING:
-        raise unusable("it has too many references, or is nested too deeply", field)
+        raise make_schema_error("it has too many references, or is nested too deeply", field)
     if extent.squares > MAX_PROPERTIES**2:
-        raise unusable(
+        raise make_schema_error(
             f"it has too many properties: one object may have {MAX_PROPERTIES}, or {MAX_COUNTED_PROPERTIES}"
             " with minProperties or maxProperties, and each of several fewer",
             field,
         )
-    if any(repetitions_of(each) > MAX_REPETITIONS for each in extent.expressions):
-        raise unusable(f"a part of a pattern has more than {MAX_REPETITIONS} repetitions", field)
-    branches = [branches_of(each) for each in extent.expressions]
+    if any(count_repetitions(each) > MAX_REPETITIONS for each in extent.expressions):
+        raise make_schema_error(f"a part of a pattern has more than {MAX_REPETITIONS} repetitions", field)
+    branches = [count_branches(each) for each in extent.expressions]
     if max(branches, default=0) > MAX_BRANCHES:
-        raise too_many_branches("a pattern", MAX_BRANCHES, field)
+        raise make_branches_error("a pattern", MAX_BRANCHES, field)
     if sum(branches) > MAX_ALL_BRANCHES:
-        raise too_many_branches("the sum of its patterns", MAX_ALL_BRANCHES, field)
+        raise make_branches_error("the sum of its patterns", MAX_ALL_BRANCHES, field)
     if extent.items > MAX_ITEMS:
-        raise unusable(f"minItems or maxItems is more than {MAX_ITEMS}", field)
+        raise make_schema_error(f"minItems or maxItems is more than {MAX_ITEMS}", field)
     for grammar in extent.grammars:
         check_grammar(grammar, field)
 
@@ -290,7 +292,7 @@ def check_text(text: str, field: str) -> None:
         )
 
 
-def values_of(value: object, field: str) -> Iterator[tuple[object, int]]:
+def walk_values(value: object, field: str) -> Iterator[tuple[object, int]]:
     """Each value in a value of JSON, itself included, with its level from 1.
 
     A container comes before its values. Raises RequestError, before a container that is beyond MAX_VALUES.
@@ -301,12 +303,12 @@ def values_of(value: object, field: str) -> Iterator[tuple[object, int]]:
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         found += len(values)
         if found > MAX_VALUES:
-            raise too_many_values(field)
+            raise make_size_error(field)
         waiting += [(each, level + 1) for each in values]
         yield value, level
 
 
-def too_many_values(field: str) -> RequestError:
+def make_size_error(field: str) -> RequestError:
     """The error of a body whose fields up to this one have too many values."""
     return RequestError.invalid(
         f"{field}: this field, or it and those before it, have more than {MAX_VALUES} values. Send fewer.",
@@ -317,14 +319,14 @@ def too_many_values(field: str) -> RequestError:
 def _extent(schema: object, field: str) -> _Extent:
     """Raises RequestError if it has too many values or characters."""
     extent, depth, references, characters = _Extent(), 0, set[str](), 0
-    for value, level in values_of(schema, field):
+    for value, level in walk_values(schema, field):
         depth = max(depth, level)
         if isinstance(value, str | int | float):
             characters += len(str(value))
         if isinstance(value, dict):
             characters += sum(map(len, value))
         if characters > MAX_CHARACTERS:
-            raise unusable(f"it has more than {MAX_CHARACTERS} characters", field)
+            raise make_schema_error(f"it has more than {MAX_CHARACTERS} characters", field)
         if isinstance(value, dict):
             if isinstance(reference := value.get("$ref"), str):
                 references.add(reference)
@@ -337,7 +339,7 @@ def _names(value: object) -> list[str]:
     return list(value) if isinstance(value, dict) else []
 
 
-def unusable(why: str, field: str) -> RequestError:
+def make_schema_error(why: str, field: str) -> RequestError:
     """The error of a request whose schema cannot be used."""
     return RequestError.invalid(
         f"The schema cannot be used: {why}. Simplify it, or remove what is not supported.", field

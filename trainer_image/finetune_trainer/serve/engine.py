@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One running request: samples tokens, detokenizes them, and detects the end.
+"""The model thread, and its running requests.
+
+One running request: samples tokens, detokenizes them, and detects the end.
 
 The model thread: continuous batching, with one token per running request per pass.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Provide models for a serving pod, each verified before its folder gets its final name.
+"""Models for serving pods: fetched into the pod, or filled into the cache of the namespace.
+
+Provide models for a serving pod, each verified before its folder gets its final name.
 
 A model is copied from the store, or read in place in the model cache or an OCI image. It is the same for both
 engines, except that vLLM needs files in addition.
@@ -20,10 +22,10 @@ from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.served_models import probe_folder
 from finetune_trainer.serve.vllm.engine_files import check_loadable, write_engine_files
 from finetune_trainer.store import DerivedRef, Store, open_store
-from finetune_trainer.store.base import StoredRef, derived_or_own, key_of
-from finetune_trainer.store.copies import CacheVolume, copy_artifact, verified_image
+from finetune_trainer.store.base import StoredRef, key_of, resolve_derived
+from finetune_trainer.store.copies import CacheVolume, copy_artifact, verify_image
 from finetune_trainer.store.download_lock import download_lock
-from finetune_trainer.store.failures import verify_files, writable
+from finetune_trainer.store.failures import convert_write_errors, verify_files
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ def run(config: FetchConfig) -> None:
     destination = Path(config.destination)
     for item in config.items:
         _check_folder(item)
-        target, model = destination / item.folder, derived_or_own(item.artifact, item.merged)
+        target, model = destination / item.folder, resolve_derived(item.artifact, item.merged)
         if item.in_cache and cache is not None:
             _link(cache.verified(model), target)
         elif item.in_cache and config.image is not None:
-            _link(verified_image(config.image, store.manifest(model)), target)
+            _link(verify_image(config.image, store.manifest(model)), target)
         else:
             _fetch(store, model, target)
         if item.artifact.kind == "checkpoints":
@@ -68,7 +70,7 @@ def run(config: FetchConfig) -> None:
 
 def _link(folder: Path, target: Path) -> None:
     """Replace the target by a link to the folder."""
-    with writable(target):
+    with convert_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         target.symlink_to(folder)
@@ -78,7 +80,7 @@ def _link(folder: Path, target: Path) -> None:
 def _fetch(store: Store, ref: StoredRef, target: Path) -> None:
     """Copy a folder unless it is complete."""
     manifest = store.manifest(ref)
-    with writable(target):
+    with convert_write_errors(target):
         is_complete = _is_complete(target, manifest)
     if is_complete:
         logger.info("%s is already complete", target)
@@ -122,7 +124,7 @@ def fill_cache(config: FillConfig) -> None:
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
     """
     store, cache = open_store(config.store), CacheVolume(config.cache)
-    model = derived_or_own(config.artifact, config.merged)
+    model = resolve_derived(config.artifact, config.merged)
     name, find = key_of(model).replace("/", "-"), partial(cache.find, model)
     with download_lock(name, config.owner.uid, find, cache.notes, threading.Event()) as found:
         if found is None:

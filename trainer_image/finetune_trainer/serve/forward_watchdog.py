@@ -35,7 +35,7 @@ def end_process(message: str) -> None:
     os._exit(ExitCode.INTERNAL)
 
 
-class PassWatchdog:
+class ForwardWatchdog:
     """A thread that watches the model thread until `stop`.
 
     Args:

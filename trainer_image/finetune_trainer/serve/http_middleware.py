@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graceful shutdown: a pod stops taking requests without refusing any.
+"""ASGI middleware of both engines: API keys, request ids, and the drain.
+
+Graceful shutdown: a pod stops taking requests without refusing any.
 
 1. SIGTERM starts the drain: /health returns 503, and every response has `Connection: close`, so that clients
    reconnect to another pod. The server still answers every request, because traffic arrives until all nodes

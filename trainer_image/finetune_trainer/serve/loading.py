@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
-from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
+from finetune_trainer.model.bundle import read_chat_template, read_stop_ids, require_bundle
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.generation import BASE_ADAPTER, can_leave_batch
 from finetune_trainer.model.loading import context_length, fix_magnitudes, load_placed, visible_devices
@@ -26,7 +26,7 @@ from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.served_models import BASE_NAME
 from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids
-from finetune_trainer.tokens.reasoning import PARSERS, ReasoningParser, parser_named
+from finetune_trainer.tokens.reasoning import PARSERS, ReasoningParser, find_parser
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -82,7 +82,7 @@ def load(config: ServeConfig) -> LoadedModels:
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
     bundled = {} if full else {served.name: root / served.folder for served in config.models}
-    chat_templates = {name: own_chat_template(place) for name, place in bundled.items()}
+    chat_templates = {name: read_chat_template(place) for name, place in bundled.items()}
     stop_ids = {*stop_token_ids(tokenizer, base.generation_config)}
     return LoadedModels(
         model=model.eval(),
@@ -90,7 +90,7 @@ def load(config: ServeConfig) -> LoadedModels:
         tokenizer=tokenizer,
         chat_templates=chat_templates,
         readers=AnswerReaders(tokenizer, chat_templates, parser),
-        stop_ids=frozenset(stop_ids.union(*map(own_stop_ids, bundled.values()))),
+        stop_ids=frozenset(stop_ids.union(*map(read_stop_ids, bundled.values()))),
         context_length=min(config.max_model_length, context_length(base.config) or config.max_model_length),
         vocabulary=base.config.get_text_config().vocab_size,
     )
@@ -99,7 +99,7 @@ def load(config: ServeConfig) -> LoadedModels:
 def _parser(config: ServeConfig) -> ReasoningParser | None:
     if config.reasoning_parser is None:
         return None
-    parser = parser_named(config.reasoning_parser)
+    parser = find_parser(config.reasoning_parser)
     if parser is None:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,

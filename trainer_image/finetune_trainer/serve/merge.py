@@ -25,8 +25,8 @@ from finetune_trainer.model.bundle import (
     PROCESSOR_FILES,
     Bundle,
     check_base_model,
-    own_chat_template,
-    own_stop_ids,
+    read_chat_template,
+    read_stop_ids,
     require_bundle,
 )
 from finetune_trainer.model.loading import load_adapter, load_base
@@ -129,8 +129,8 @@ class _Merge:
         self._bundle().write(folder)
 
     def _bundle(self) -> Bundle:
-        stop_ids = tuple(sorted(own_stop_ids(self._adapter)))
-        return Bundle(self._base, own_chat_template(self._adapter), stop_ids)
+        stop_ids = tuple(sorted(read_stop_ids(self._adapter)))
+        return Bundle(self._base, read_chat_template(self._adapter), stop_ids)
 
     def _publish(self, name: str, write: Callable[[Path], None]) -> Digest:
         with self._store.staging() as staging:

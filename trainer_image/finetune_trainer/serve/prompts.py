@@ -12,7 +12,7 @@ from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
 from finetune_trainer.serve.response_formats import MessageReader
-from finetune_trainer.serve.tool_calls import TOOL_FORMS, ToolForm, ToolStream, tool_form_of
+from finetune_trainer.serve.tool_calls import TOOL_FORMS, ToolForm, ToolStream, find_tool_form
 from finetune_trainer.tokens.chat_template import NONE, TemplateArguments, render
 from finetune_trainer.tokens.reasoning import ReasoningStream
 
@@ -105,7 +105,7 @@ class Prompts:
 
     def _tool_form(self, model: str, field: str) -> ToolForm:
         template = self._templates.get(model) or str(self._tokenizer.get_chat_template(tools=[{}]))
-        form = tool_form_of(template)
+        form = find_tool_form(template)
         if form is None:
             known = ", ".join(each.name for each in TOOL_FORMS)
             raise RequestError.invalid(

@@ -18,7 +18,7 @@ from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
-from finetune_trainer.serve.served_models import require_probe, without_effect
+from finetune_trainer.serve.served_models import make_no_effect_failure, require_probe
 
 NO_RECORDS: Final[Mapping[str, ProbeRecord]] = MappingProxyType({})
 
@@ -50,7 +50,7 @@ def generate_one_token_each(
                 [prompt] * 2, [adapter, BASE_ADAPTER]
             )
             if torch.equal(tuned, base):
-                raise without_effect(name)
+                raise make_no_effect_failure(name)
         if name in records:
             _check_record(served, name, records[name])
         logger.info("model %s generates", name)

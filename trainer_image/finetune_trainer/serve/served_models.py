@@ -14,9 +14,9 @@ from finetune_trainer.model.probe_record import (
     UNMEASURED_TOLERANCE,
     Computation,
     ProbeRecord,
-    mismatch,
+    describe_mismatch,
+    find_tolerance,
     read_record,
-    tolerance_of,
 )
 from finetune_trainer.runtime.termination import StageFailure
 
@@ -56,7 +56,7 @@ class ServerIdentity(NamedTuple):
     type: str
 
 
-def identities(config: ServeConfig) -> Iterator[ServerIdentity]:
+def read_identities(config: ServeConfig) -> Iterator[ServerIdentity]:
     """Yield the identity of each served name. Raises StageFailure for names that conflict."""
     known = {model.name: (model.folder, str(model.type)) for model in config.models}
     for name in served_names(config):
@@ -91,7 +91,7 @@ REMEDY: Final = "Check that base model and Checkpoint belong together, or train 
 """What to do if a model differs from its record."""
 
 
-def without_effect(name: str) -> StageFailure:
+def make_no_effect_failure(name: str) -> StageFailure:
     """The failure of an adapter that predicts exactly what its base model does."""
     return StageFailure(
         FailureReason.ARTIFACT_CORRUPT,
@@ -107,11 +107,11 @@ def require_probe(
 
     Raises StageFailure (ARTIFACT_CORRUPT) above a tolerance that was measured; above another one it warns.
     """
-    tolerance = tolerance_of(record, computation)
+    tolerance = find_tolerance(record, computation)
     if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
         logger.info("model %s differs from its probe by up to %.3g nats", name, difference)
         return
-    message = f"model {name!r}: {mismatch(record, computation, version, difference)}"
+    message = f"model {name!r}: {describe_mismatch(record, computation, version, difference)}"
     if tolerance is not None:
         raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
     logger.warning("%s. It is served: no tolerance was measured for this combination", message)

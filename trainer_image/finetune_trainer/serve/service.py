@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_trainer.contract.serving import DefaultSampling, ServeConfig
 from finetune_trainer.model.probe_record import ProbeRecord
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, RequestError
-from finetune_trainer.serve.forward_watchdog import PassWatchdog
+from finetune_trainer.serve.forward_watchdog import ForwardWatchdog
 from finetune_trainer.serve.http_middleware import ApiKeys, Drain
-from finetune_trainer.serve.served_models import identities, probe_record, served_names
+from finetune_trainer.serve.served_models import probe_record, read_identities, served_names
 from finetune_trainer.serve.serving_metrics import ServingMetrics
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Loaded:
     engine: "Engine"
     prompts: "Prompts"
     served: "LoadedModels"
-    watchdog: PassWatchdog
+    watchdog: ForwardWatchdog
 
 
 class ModelThreadDied(Exception):
@@ -144,7 +144,7 @@ class Service:
         loaded = await asyncio.to_thread(self._load_models)
         self.metrics.queue_depth.set_function(lambda: loaded.engine.waiting)
         self.metrics.running.set_function(lambda: loaded.engine.running)
-        for identity in identities(self._config):
+        for identity in read_identities(self._config):
             self.metrics.begin(*identity)
         self._loaded = loaded
         logger.info("ready: %s", ", ".join(self.names))
@@ -175,6 +175,6 @@ class Service:
         generate_one_token_each(served, prompts, self._records())
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()
-        watchdog = PassWatchdog(lambda: engine.pass_seconds)
+        watchdog = ForwardWatchdog(lambda: engine.pass_seconds)
         watchdog.start()
         return Loaded(engine, prompts, served, watchdog)

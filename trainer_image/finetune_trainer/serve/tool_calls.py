@@ -67,7 +67,7 @@ XML: Final = ToolForm(
 TOOL_FORMS: Final = (JSON_IN_TAGS, XML)
 
 
-def tool_form_of(template: str) -> ToolForm | None:
+def find_tool_form(template: str) -> ToolForm | None:
     """The form of the calls that a chat template demands; None if it is not one of `TOOL_FORMS`."""
     for form in TOOL_FORMS:
         if all(mark in template for mark in form.marks) and not any(mark in template for mark in form.lacks):
@@ -75,7 +75,7 @@ def tool_form_of(template: str) -> ToolForm | None:
     return None
 
 
-class Called(NamedTuple):
+class CallPiece(NamedTuple):
     """A piece of an answer."""
 
     content: str = ""
@@ -99,15 +99,15 @@ class ToolStream:
         tools: list[Any] = [dict(tool) for tool in self.tools]
         self._parser = ResponseParser(self.form.template, prefix="", tools=tools)
 
-    def push(self, content: str) -> Called:
+    def push(self, content: str) -> CallPiece:
         """Add a piece. Returns what is certain."""
         return self._read(self._parser.feed(content))
 
-    def finish(self) -> Called:
+    def finish(self) -> CallPiece:
         """Return what was held back. Call it after the last piece."""
         return self._read(self._parser.finalize()[1])
 
-    def _read(self, events: list[dict[str, Any]]) -> Called:
+    def _read(self, events: list[dict[str, Any]]) -> CallPiece:
         content, calls = "", []
         for event in events:
             is_call, kind = event["field"] == CALLS, event["type"]
@@ -122,7 +122,7 @@ class ToolStream:
                 else:
                     calls.append(call)
                 self._raw = ""
-        return Called(content, tuple(calls))
+        return CallPiece(content, tuple(calls))
 
 
 def _call(value: Any) -> ToolCall | None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runtime context of a stage, in addition to its config.
+"""What a running stage has in addition to its config: context, progress, watchdog.
+
+The runtime context of a stage, in addition to its config.
 
 Progress of a stage whose amount of work is known in advance; stops the stage after a signal.
 
@@ -140,5 +142,5 @@ class StepWatchdog:
             reason=FailureReason.STEP_TIMEOUT,
             message=message,
         )
-        termination.write(termination.bounded(self._config.bind(result)))
+        termination.write(termination.fit_message(self._config.bind(result)))
         os._exit(ExitCode.INTERNAL)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.json_api import JsonApi, advice_about
+from finetune_trainer.remote.json_api import JsonApi, advise
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
 from finetune_trainer.runtime.termination import StageFailure
 
@@ -21,7 +21,7 @@ class JudgeProblem(Exception):
     """A judge that cannot be used. The text is for the user."""
 
 
-def located(judge: Judge) -> Judge:
+def resolve_endpoint(judge: Judge) -> Judge:
     """The judge with its address, which is in the Secret if the judge needs credentials.
 
     Raises StageFailure (INVALID_CREDENTIALS).
@@ -34,7 +34,7 @@ def located(judge: Judge) -> Judge:
 
 def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
     """The problem of an endpoint, with what to do."""
-    advice = advice_about(problem, judge.credentials, "check its endpoint and model")
+    advice = advise(problem, judge.credentials, "check its endpoint and model")
     return JudgeProblem(f"judge {judge.name}: {judge.endpoint}: {problem.text}; {advice}")
 
 
@@ -43,7 +43,7 @@ def open_endpoint(judge: Judge, on_attempt: Callable[[], None] = lambda: None) -
 
     Raises StageFailure (INVALID_CONFIG, INVALID_CREDENTIALS).
     """
-    return JsonApi(located(judge).endpoint or "", load_credentials(judge.credentials), on_attempt)
+    return JsonApi(resolve_endpoint(judge).endpoint or "", load_credentials(judge.credentials), on_attempt)
 
 
 def judge_warnings(judges: Sequence[Judge]) -> Iterator[str]:
@@ -53,7 +53,7 @@ def judge_warnings(judges: Sequence[Judge]) -> Iterator[str]:
     """
     for each in judges:
         try:
-            yield from _warnings_of(located(each))
+            yield from _warnings_of(resolve_endpoint(each))
         except StageFailure as failure:
             yield f"judge {each.name}: {failure.message}"
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source of a user's metric: its digest, and whether it has the function. Nothing of it is executed.
+"""Sources of the user's metrics and tasks, mounted from ConfigMaps.
+
+The source of a user's metric: its digest, and whether it has the function. Nothing of it is executed.
 
 The tasks of general ability that a run evaluates: built from the files that its pod mounts.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that are not independent, because they share a group.
+"""Any other figure, by the bootstrap over independent units: rows, or groups of rows.
+
+Rows that are not independent, because they share a group.
 
 Any other figure, by the BCa bootstrap: the bias-corrected and accelerated percentiles of resampled data.
 
@@ -174,7 +176,7 @@ class Resampled:
         return figures if drawn.ndim > 1 else figures[0]
 
 
-def sums_of_units(columns: Numbers, groups: Sequence[Hashable] | None = None) -> Numbers:
+def sum_units(columns: Numbers, groups: Sequence[Hashable] | None = None) -> Numbers:
     """Sum the columns of the rows of each unit.
 
     Args:
@@ -205,7 +207,7 @@ def ratio(sums: Numbers) -> Numbers:
     return quotient
 
 
-def resampled_mean(
+def bootstrap_mean(
     values: Sequence[float] | Numbers,
     groups: Sequence[Hashable] | None,
     limits: tuple[float, float],
@@ -223,7 +225,7 @@ def resampled_mean(
     return Resampled(
         value=float(columns[:, 0].sum() / columns[:, 1].sum()),
         rows=len(columns),
-        sums=sums_of_units(columns, groups),
+        sums=sum_units(columns, groups),
         function=ratio,
         limits=limits,
     )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A figure that was computed from rows, and the interval of what it estimates.
+"""An estimate with its interval, and how many rows would decide a gate.
+
+A figure that was computed from rows, and the interval of what it estimates.
 
 How many rows decide a gate, by the power formula of a one-sided test.
 
@@ -68,7 +70,7 @@ MAX_ROWS: Final = 1_000_000
 """More rows are stated as this number."""
 
 
-def rows_in_all(estimate: Estimate, bound: float, confidence: float) -> int | None:
+def compute_needed_rows(estimate: Estimate, bound: float, confidence: float) -> int | None:
     """Return the number of rows with which a gate is decided, at most `MAX_ROWS`; None if no number does.
 
     Args:

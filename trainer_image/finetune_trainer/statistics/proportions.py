@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interval of a difference of shares by a score statistic.
+"""Shares of rows, differences of shares, and quantiles from counts, with closed intervals.
+
+The interval of a difference of shares by a score statistic.
 
 Share of rows that are right, by Wilson's score interval or the exact one of Clopper and Pearson.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a store has artifacts, derived folders and runs: keys relative to the store, with `/`.
+"""Interface of all stores: keys of artifacts, folders of runs, the store.
+
+Where a store has artifacts, derived folders and runs: keys relative to the store, with `/`.
 
 Interface of the folder of one stage of a run, in all stores.
 
@@ -23,7 +25,7 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason, Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.store.failures import Mount, any_file, corrupt
+from finetune_trainer.store.failures import Mount, any_file, corruption_failure
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]
 
@@ -50,7 +52,7 @@ Place = ArtifactKind | ArtifactRef
 """Where to publish a folder: as an artifact of a kind, or as derived from an artifact."""
 
 
-def derived_or_own(artifact: ArtifactRef, derived: Digest | None) -> StoredRef:
+def resolve_derived(artifact: ArtifactRef, derived: Digest | None) -> StoredRef:
     """Return the reference to a folder that is derived from an artifact, or to the artifact itself."""
     return artifact if derived is None else DerivedRef(artifact, derived)
 
@@ -204,11 +206,11 @@ class Store(ABC):
             )
         place = f"{self._place(ref)}/{MANIFEST_NAME}"
         if digest_of(content) != ref.digest:
-            raise corrupt(place, f"its digest is {digest_of(content)}")
+            raise corruption_failure(place, f"its digest is {digest_of(content)}")
         try:
             return Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise corrupt(place, f"it is not a manifest: {error}") from error
+            raise corruption_failure(place, f"it is not a manifest: {error}") from error
 
     @abstractmethod
     def artifact(self, ref: StoredRef, *, verify: bool = False) -> Path:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects below one prefix of a bucket, by relative keys. Failures say what to check.
+"""The store in a bucket: its objects, the folders of runs, the store.
+
+Objects below one prefix of a bucket, by relative keys. Failures say what to check.
 
 Folder of a run in a bucket: written in the pod, uploaded in the background, read by the next pod.
 
@@ -49,7 +51,12 @@ from finetune_trainer.store.base import (
     run_key,
 )
 from finetune_trainer.store.copies import copy_artifact
-from finetune_trainer.store.failures import any_file, corrupt, pod_volume_full, writable
+from finetune_trainer.store.failures import (
+    any_file,
+    convert_write_errors,
+    corruption_failure,
+    pod_volume_full,
+)
 from finetune_trainer.store.pod_copies import PodCopies
 
 ResultT = TypeVar("ResultT")
@@ -228,7 +235,7 @@ class BucketRunFolder(RunFolder):
         self._pending: deque[Future[None]] = deque()
         self._failed = threading.Event()
         self._note_thread: threading.Thread | None = None
-        with writable(path):
+        with convert_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
     @override
@@ -248,7 +255,7 @@ class BucketRunFolder(RunFolder):
     @override
     @contextmanager
     def writable(self, name: str) -> Iterator[Path]:
-        with writable(self.path / name):
+        with convert_write_errors(self.path / name):
             yield self.path / name
 
     @override
@@ -284,7 +291,7 @@ class BucketRunFolder(RunFolder):
     def part(self, name: str, session: str) -> Iterator[Path]:
         parent, _, folder = name.rpartition("/")
         path = self.path / parent / f".{folder}.{session}"
-        with writable(path):
+        with convert_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             try:
                 yield path
@@ -338,7 +345,7 @@ class BucketRunFolder(RunFolder):
 
     def _download(self, name: str, folder: Path, needed: Callable[[str], bool]) -> None:
         content = self._objects.read(f"{name}/{MANIFEST_NAME}")
-        with writable(folder):
+        with convert_write_errors(folder):
             folder.mkdir(parents=True)
             if content is None:
                 return
@@ -352,7 +359,7 @@ class BucketRunFolder(RunFolder):
             size = self._objects.size(key)
             if size is None:
                 continue
-            with writable(path):
+            with convert_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as file:
                     file.writelines(self._objects.chunks(key, size))
@@ -421,16 +428,16 @@ class BucketStore(Store):
         key = f"{key_of(ref)}/{entry.path}"
         size = self._objects.size(key)
         if size is None:
-            raise corrupt(f"{self._uri}/{key}", "it is missing")
+            raise corruption_failure(f"{self._uri}/{key}", "it is missing")
         if size != entry.bytes:
-            raise corrupt(f"{self._uri}/{key}", f"it has {size} bytes, not {entry.bytes}")
+            raise corruption_failure(f"{self._uri}/{key}", f"it has {size} bytes, not {entry.bytes}")
         yield from self._objects.chunks(key, size)
 
     @override
     @contextmanager
     def staging(self) -> Iterator[Path]:
         folder = self._scratch / STAGING / uuid.uuid4().hex
-        with writable(folder):
+        with convert_write_errors(folder):
             folder.mkdir(parents=True)
         try:
             yield folder
@@ -444,7 +451,7 @@ class BucketStore(Store):
 
     @override
     def publish(self, place: Place, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
-        with writable(staging):
+        with convert_write_errors(staging):
             manifest = Manifest.of(staging)
             (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
         ref = ref_to(place, manifest.digest)

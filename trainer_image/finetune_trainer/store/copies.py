@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes verified copies of artifacts on another volume, which is the pod's own or the model cache.
+"""Verified copies of artifacts outside of the store: on a pod's volume, in the model cache, in an image.
+
+Makes verified copies of artifacts on another volume, which is the pod's own or the model cache.
 
 An OCI image with one whole model, which a serving pod mounts and reads in place.
 
@@ -29,7 +31,13 @@ from finetune_trainer.runtime.progress import ProgressMeter
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import file_writing
 from finetune_trainer.store.base import Store, StoredRef, key_of
-from finetune_trainer.store.failures import Mount, corrupt, verify_files, verify_names, writable
+from finetune_trainer.store.failures import (
+    Mount,
+    convert_write_errors,
+    corruption_failure,
+    verify_files,
+    verify_names,
+)
 from finetune_trainer.store.mounted import MountedStore
 
 Writing = Callable[[Path], AbstractContextManager[None]]
@@ -38,7 +46,9 @@ Writing = Callable[[Path], AbstractContextManager[None]]
 logger = logging.getLogger(__name__)
 
 
-def copy_artifact(store: Store, ref: StoredRef, target: Path, writing: Writing = writable) -> None:
+def copy_artifact(
+    store: Store, ref: StoredRef, target: Path, writing: Writing = convert_write_errors
+) -> None:
     """Copy the artifact to `target` and verify each file on the way. Replaces an existing folder.
 
     `target` gets its name when the copy is complete. `writing` converts an OSError of its volume.
@@ -78,7 +88,7 @@ def _copy_file(store: Store, ref: StoredRef, entry: FileEntry, target: Path, met
             meter.add(len(chunk))
     if content.hexdigest() != entry.sha256:
         place = f"{store.uri(ref)}/{entry.path}"
-        raise corrupt(place, f"its sha256 is {content.hexdigest()}, not {entry.sha256}")
+        raise corruption_failure(place, f"its sha256 is {content.hexdigest()}, not {entry.sha256}")
 
 
 REBUILD: Final = (
@@ -87,7 +97,7 @@ REBUILD: Final = (
 )
 
 
-def verified_image(image: ImageVolume, manifest: Manifest) -> Path:
+def verify_image(image: ImageVolume, manifest: Manifest) -> Path:
     """Return the folder of the model after each file was verified.
 
     Nothing can be recorded in an image, so each pod hashes the files when it starts. Raises StageFailure:

@@ -53,7 +53,7 @@ class Mount:
 
 
 @contextmanager
-def writable(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Convert an OSError of the pod's own volume into a failure that says what to check."""
     try:
         yield
@@ -75,7 +75,7 @@ REMAKE: Final = "delete its folder from the store and recreate the resource that
 """What to do about a damaged artifact in the store."""
 
 
-def corrupt(place: str, what: str, advice: str = REMAKE) -> StageFailure:
+def corruption_failure(place: str, what: str, advice: str = REMAKE) -> StageFailure:
     """Build the failure for a file that does not match its manifest."""
     return StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{place} was changed or damaged: {what}; {advice}")
 
@@ -104,15 +104,15 @@ def verify_files(
     try:
         require_all_beneath(folder, root or folder)
     except PathRefused as refusal:
-        raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}", advice) from refusal
+        raise corruption_failure(named(Path(refusal.filename)), f"it {refusal.strerror}", advice) from refusal
     for entry in manifest.files:
         path = folder / entry.path
         with open_entry(path, root or folder, named, advice) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
-                raise corrupt(named(path), f"it has {size} bytes, not {entry.bytes}", advice)
+                raise corruption_failure(named(path), f"it has {size} bytes, not {entry.bytes}", advice)
             if hashes and (found := hash_content(file)) != entry.sha256:
-                raise corrupt(named(path), f"its sha256 is {found}, not {entry.sha256}", advice)
+                raise corruption_failure(named(path), f"its sha256 is {found}, not {entry.sha256}", advice)
 
 
 def verify_names(folder: Path, manifest: Manifest, *, named: Callable[[Path], str], advice: str) -> None:
@@ -123,7 +123,7 @@ def verify_names(folder: Path, manifest: Manifest, *, named: Callable[[Path], st
     listed = {folder / name for name in (MANIFEST_NAME, *(entry.path for entry in manifest.files))}
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_dir() or path in listed):
-            raise corrupt(named(path), "it is not in the manifest", advice)
+            raise corruption_failure(named(path), "it is not in the manifest", advice)
 
 
 def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str, advice: str = REMAKE) -> BinaryIO:
@@ -131,9 +131,9 @@ def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str, advic
     try:
         return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise corrupt(named(path), "it is missing", advice) from error
+        raise corruption_failure(named(path), "it is missing", advice) from error
     except PathRefused as refusal:
-        raise corrupt(named(path), f"it {refusal.strerror}", advice) from refusal
+        raise corruption_failure(named(path), f"it {refusal.strerror}", advice) from refusal
 
 
 def _named(error: OSError, path: Path) -> Path:

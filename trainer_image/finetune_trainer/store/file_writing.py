@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes that survive a power loss: first the content, then its name, each flushed to the disk.
+"""Writes of files: durable, and hashed while they are written.
+
+Writes that survive a power loss: first the content, then its name, each flushed to the disk.
 
 Hashes files while they are written, so that a manifest needs no second read.
 """

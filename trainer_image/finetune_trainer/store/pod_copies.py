@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.runtime.termination import Preempted
-from finetune_trainer.store.failures import writable
+from finetune_trainer.store.failures import convert_write_errors
 
 LOCKS: Final = ".locks"
 POLL_SECONDS: Final = 0.2
@@ -42,7 +42,7 @@ class PodCopies:
     def keep(self, key: str, staging: Path) -> None:
         """Move a complete folder here, unless it is here already. Raises StageFailure."""
         folder = self._root / key
-        with self._locked(key), writable(folder):
+        with self._locked(key), convert_write_errors(folder):
             if not folder.exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 staging.rename(folder)
@@ -53,7 +53,7 @@ class PodCopies:
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         path = self._root / LOCKS / key.replace("/", "-")
-        with writable(path):
+        with convert_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
             try:

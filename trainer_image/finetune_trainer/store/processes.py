@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the result of a stage whose pod, and with it the termination message, no longer exists.
+"""Processes that work on the store alone: collect and cleanup.
+
+Reads the result of a stage whose pod, and with it the termination message, no longer exists.
 
 Removes the content of a deleted record or run from the store.
 """

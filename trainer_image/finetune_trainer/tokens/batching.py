@@ -36,7 +36,7 @@ class TokenBudget:
 
         There is one for each of the processes if there are enough rows.
         """
-        divide = balanced if self.packs else similar
+        divide = divide_evenly if self.packs else group_by_length
         batches = divide(lengths, self.max_tokens, processes)
         return sorted(batches, key=lambda rows: self._cost([lengths[row] for row in rows]), reverse=True)
 
@@ -45,7 +45,7 @@ class TokenBudget:
         return sum(lengths) if self.packs else max(lengths) * len(lengths)
 
 
-def balanced(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> list[list[int]]:
+def divide_evenly(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> list[list[int]]:
     """Divide rows into few bins with about equally many tokens, at most `max_tokens`.
 
     Each row, longest first, goes to the emptiest bin (R. L. Graham, "Bounds on multiprocessing timing
@@ -65,7 +65,7 @@ def balanced(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> lis
         wanted += processes
 
 
-def similar(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> list[list[int]]:
     """Group rows of similar length, so that each group padded to its longest row has at most `max_tokens`.
 
     A group has at most the share of rows of one of the processes.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates with markers around what the assistant generates, `{% generation %}`.
+"""The chat template of a tokenizer, its marked copy for training, and its control tokens.
+
+Chat templates with markers around what the assistant generates, `{% generation %}`.
 
 TRL has such a copy of the templates of many model families, found by the text of the published template. They
 are read from its files, because importing TRL imports PyTorch and takes seconds.
@@ -45,13 +47,13 @@ def training_template(template: str) -> str | None:
 @cache
 def _published() -> Mapping[str, str]:
     found = {}
-    for path in sorted(folder().glob(f"*{SUFFIX}")):
+    for path in sorted(trl_templates_folder().glob(f"*{SUFFIX}")):
         original = path.with_name(path.name.removesuffix(SUFFIX) + ".jinja")
         found[original.read_text(encoding="utf-8")] = path.read_text(encoding="utf-8")
     return found
 
 
-def folder() -> Path:
+def trl_templates_folder() -> Path:
     """TRL's folder of chat templates."""
     spec = find_spec("trl")
     locations = [] if spec is None else spec.submodule_search_locations
@@ -106,7 +108,7 @@ NONE: Final[TemplateArguments] = MappingProxyType({})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in `folder`, with a chat template and a padding token.
+    """Load the tokenizer in `trl_templates_folder`, with a chat template and a padding token.
 
     Raises StageFailure (BASE_MODEL_INVALID) if it cannot be read or used for chats.
     """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encodes rows as token ids and labels.
+"""Rows as token ids and labels: conversations, and the answers of preference data.
+
+Encodes rows as token ids and labels.
 
 The model learns every assistant turn except those of weight 0: the text from the end of the prompt to the end
 of the answer, including the end-of-turn token, so that it learns to stop. All other tokens have the label
@@ -125,7 +127,7 @@ class RowEncoder:
 
         The tokenizer reads all texts at once, with a thread per processor.
         """
-        conversations = [_rejecting(self._conversation, row) for row in rows]
+        conversations = [_catch_rejection(self._conversation, row) for row in rows]
         tokens = iter(self._tokenize([each for each in conversations if isinstance(each, _Conversation)]))
         return [
             self._label(each, *next(tokens)) if isinstance(each, _Conversation) else each
@@ -143,7 +145,7 @@ class RowEncoder:
 
     def encode_answers(self, rows: Sequence[Row]) -> list[tuple[list[int], list[int]] | RowNotEncodable]:
         """Encode rows as `encode_answer` does, in less time; a row that cannot be encoded has its error."""
-        prompts = [_rejecting(self._renderer.prompt, row) for row in rows]
+        prompts = [_catch_rejection(self._renderer.prompt, row) for row in rows]
         # Earlier turns are context, so the rendering has them as serving sends them.
         conversations = self.encode_batch([_with_context(row) for row in rows])
         ids = iter(self._ids([each for each in prompts if isinstance(each, str)]))
@@ -273,7 +275,7 @@ def require_encoded(encoded: EncodedT | RowNotEncodable) -> EncodedT:
     return encoded
 
 
-def _rejecting(render: Callable[[Row], EncodedT], row: Row) -> EncodedT | RowNotEncodable:
+def _catch_rejection(render: Callable[[Row], EncodedT], row: Row) -> EncodedT | RowNotEncodable:
     """What `render` returns, or the error that it raises."""
     try:
         return render(row)
@@ -354,8 +356,8 @@ class AnswerEncoder:
 
     def encode_batch(self, rows: Sequence[Row]) -> list[EncodedAnswers | RowNotEncodable]:
         """Encode rows as `encode` does, in less time; a row that cannot be encoded has its error."""
-        encoded = iter(self._encoder.encode_answers([each for row in rows for each in _each_answer(row)]))
-        return [_joined(row, [next(encoded) for _ in _each_answer(row)]) for row in rows]
+        encoded = iter(self._encoder.encode_answers([each for row in rows for each in _split_answers(row)]))
+        return [_join_answers(row, [next(encoded) for _ in _split_answers(row)]) for row in rows]
 
 
 Encoder = RowEncoder | AnswerEncoder
@@ -383,7 +385,7 @@ def evaluation_encoder(
     return encoder(tokenizer, chat_template_kwargs)
 
 
-def _each_answer(row: Row) -> list[Row]:
+def _split_answers(row: Row) -> list[Row]:
     """The row once with each of its answers."""
     if row.rejected is None:
         return [row]
@@ -391,7 +393,7 @@ def _each_answer(row: Row) -> list[Row]:
     return [row, rejected]
 
 
-def _joined(
+def _join_answers(
     row: Row, answers: list[tuple[list[int], list[int]] | RowNotEncodable]
 ) -> EncodedAnswers | RowNotEncodable:
     """The row with its encoded answers, or the error of the first that cannot be encoded."""

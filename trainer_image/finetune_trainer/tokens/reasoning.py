@@ -82,19 +82,19 @@ PARSERS: Final = (
 """Of two parsers whose marks occur in a template, the first is used."""
 
 
-def parser_named(name: str) -> ReasoningParser | None:
+def find_parser(name: str) -> ReasoningParser | None:
     """The parser with this name; None if there is none."""
     return next((parser for parser in PARSERS if parser.name == name), None)
 
 
-def parser_of(template: str) -> ReasoningParser | None:
+def detect_parser(template: str) -> ReasoningParser | None:
     """The parser for a chat template; None if its answers have no reasoning."""
     return next((parser for parser in PARSERS if all(mark in template for mark in parser.marks)), None)
 
 
 def parser_for(tokenizer: PreTrainedTokenizerBase) -> ReasoningParser | None:
     """The parser for the tokenizer's chat template."""
-    return parser_of(str(tokenizer.get_chat_template()))
+    return detect_parser(str(tokenizer.get_chat_template()))
 
 
 @dataclass
@@ -223,7 +223,7 @@ class AnswerReader:
             parser: parser of the reasoning; None for the one that fits the template.
         """
         self._tokenizer = tokenizer
-        fitting = parser_for(tokenizer) if template is None else parser_of(template)
+        fitting = parser_for(tokenizer) if template is None else detect_parser(template)
         self.parser = parser or fitting
         """Parser of the reasoning; None if the chat template has none."""
         control = {

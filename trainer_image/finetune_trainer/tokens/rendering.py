@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders rows with the chat template, and finds the text that the model generates in each assistant turn.
+"""Rows as text by the chat template, and the check that tools and calls are in it.
+
+Renders rows with the chat template, and finds the text that the model generates in each assistant turn.
 
 A turn begins where its prompt ends: the prompt is what serving sends, so the model learns to continue it.
 Text that the template writes before the answer, such as an empty `<think>` block, is learned unless the
@@ -140,7 +142,7 @@ class RowRenderer:
         if not text.startswith(prompt):
             prompt = self._marked_prompt(row, len(row.input), closed)
         if len(parts) > len(turns):
-            parts = _joined(parts)
+            parts = _join_spans(parts)
         if len(parts) != len(turns) or not text.startswith(prompt):
             return None
         last = parts[-1][0]
@@ -233,7 +235,7 @@ class RowRenderer:
             raise RowNotEncodable(f"the training template rejects it: {error}") from error
 
 
-def _joined(parts: list[Span]) -> list[Span]:
+def _join_spans(parts: list[Span]) -> list[Span]:
     """Join parts without text between them, such as an answer and the end of the sequence."""
     joined = parts[:1]
     for begin, end in parts[1:]:
@@ -285,7 +287,7 @@ def _missing_call(calls: list[dict[str, Any]], answer: str) -> str | None:
     if not calls:
         return None
     # Pairs of escape sequences are one character.
-    plain = ESCAPE.sub(_unescaped, answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    plain = ESCAPE.sub(_unescape, answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     texts = [_letters(form) for form in (answer, plain, unescape(answer))]
 
     def count(value: object) -> int:
@@ -317,7 +319,7 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _unescaped(escape: re.Match[str]) -> str:
+def _unescape(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 16)) if escape[1] else ""
 
 

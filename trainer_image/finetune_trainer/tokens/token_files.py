@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of int32 on disk, one per row: written row by row, and read by mapping the files into memory.
+"""Encoded rows on disk: columns, folder, and the name of the encoding under which the store has them.
+
+Lists of int32 on disk, one per row: written row by row, and read by mapping the files into memory.
 
 A column `name` has two files, both little-endian: `name.int32` with the values of all rows, and
 `name.bounds.int64` with the number of values before each row and after the last.
@@ -189,7 +191,7 @@ ANSWERS: Final = RowColumns(
 KINDS: Final[Mapping[str, RowColumns]] = {"conversations": CONVERSATIONS, "answers": ANSWERS}
 
 
-def kind_of(encoder: Encoder) -> str:
+def row_kind(encoder: Encoder) -> str:
     """The kind of the rows that an encoder makes."""
     return "answers" if isinstance(encoder, AnswerEncoder) else "conversations"
 
@@ -338,7 +340,7 @@ def encoding_name(encoder: Encoder) -> str:
     backend: str = tokenizer.backend_tokenizer.to_str()
     facts = {
         "versions": [VERSION, ENCODING_VERSION, *map(version, LIBRARIES)],
-        "kind": kind_of(encoder),
+        "kind": row_kind(encoder),
         "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": tokenizer.chat_template,

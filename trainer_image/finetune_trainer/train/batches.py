@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number of optimizer steps of a run, and how the rows of a step are divided.
+"""How rows become optimizer steps and batches, shared among processes; held-out rows too.
+
+The number of optimizer steps of a run, and how the rows of a step are divided.
 
 Held-out rows in batches, of which one at a time is on the device.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks between optimizer steps, one concern per module, over one run state.
+"""What happens between steps, in the order of the events, on one run state; knows no trainer's library.
 
-`events` passes each event to the callbacks in this order: Heartbeat, Reporting, Divergence, Keeping,
-Validating, Saving. Each may end training by raising Preempted, StageFailure or StoppedEarly; the later
+The session passes each event to the callbacks in this order: Heartbeat, ReportProgress,
+Divergence, RetainCheckpoints, Validate, SaveState. Each may end training by raising Preempted, StageFailure or StoppedEarly; the later
 callbacks are then not called.
 
 The state that the callbacks of a run share, and their base class.
@@ -177,7 +177,7 @@ LOG_SECONDS: Final = 5.0
 logger = logging.getLogger(__name__)
 
 
-class Reporting(Callback):
+class ReportProgress(Callback):
     """Counts each step; logs a step every few seconds, and the last one."""
 
     def __init__(self, run: RunState) -> None:
@@ -253,7 +253,7 @@ SAVED: Final = "saved the state after step %d in %.2f s: %s"
 """Log line of a complete state, with the seconds since it was begun; training continued meanwhile."""
 
 
-class Keeping(Callback):
+class RetainCheckpoints(Callback):
     """Keeps the weights of steps that become Checkpoints."""
 
     @override
@@ -269,7 +269,7 @@ class Keeping(Callback):
         run.watchdog.feed(step)
 
 
-class Saving(Callback):
+class SaveState(Callback):
     """Saves the state when a save is due, at the last step, and when the run stops."""
 
     @override
@@ -355,10 +355,10 @@ def validation_sample(rows: Sequence[T], hyperparameters: Hyperparameters) -> Se
     return [rows[index] for index in sorted(order[:size])]
 
 
-class Validating(Callback):
+class Validate(Callback):
     """A run that is stopped during validation saves its state first; the next pod repeats the validation."""
 
-    def __init__(self, run: RunState, batches: LazyBatches, saving: Saving, by_row: int = 0) -> None:
+    def __init__(self, run: RunState, batches: LazyBatches, saving: SaveState, by_row: int = 0) -> None:
         """`batches` are those of this process; empty without validation rows.
 
         If `by_row` is the number of validation rows, the loss of each is saved with the best weights.

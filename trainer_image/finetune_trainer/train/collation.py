@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention, without_varlen
+from finetune_trainer.model.attention import REPLACED, VARLEN, disable_varlen, get_attention, set_attention
 from finetune_trainer.model.completion_loss import ChunkedHead, chunked_head
 from finetune_trainer.model.device import is_out_of_memory, mixed_precision
 from finetune_trainer.tokens.batching import (
@@ -100,7 +100,7 @@ def isolates_packed_rows(model: Trainable, collate: Collate = pack) -> bool:
 
 def pack_by_varlen(model: Trainable) -> bool:
     """Switch the model to varlen attention if it separates packed rows; else leave it unchanged."""
-    before = attention_of(model)
+    before = get_attention(model)
     if before != REPLACED:
         return False
     set_attention(model, VARLEN)
@@ -152,5 +152,5 @@ def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | No
     shortest = pack([rows[min(range(len(rows)), key=lengths.__getitem__)]])
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     inputs = {name: value.to(device) for name, value in model_inputs(shortest).items()}
-    with mixed_precision(device), without_varlen(model):
+    with mixed_precision(device), disable_varlen(model):
         return chunked_head(model, inputs)

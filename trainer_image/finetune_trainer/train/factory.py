@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of the objectives that train on preference data.
+"""Which trainer and which loss a method has.
+
+The losses of the objectives that train on preference data.
 
 Creates the trainer of a method.
 """

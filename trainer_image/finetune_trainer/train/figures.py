@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards of answers in DPO, KTO and ORPO: how far training has moved the model towards an answer.
+"""The figures of steps and validations: loss, rewards, throughput, losses by row.
+
+Rewards of answers in DPO, KTO and ORPO: how far training has moved the model towards an answer.
 
 DPO and KTO: beta times the answer's log-likelihood minus that under the reference model. ORPO, which has no
 reference model: beta times the mean log-likelihood of the answer's tokens.

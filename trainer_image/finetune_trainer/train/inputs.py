@@ -56,7 +56,7 @@ class TrainingData:
         """
         base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
         tokenizer = load_tokenizer(base)
-        read = _tokenized(config, context) or _encoding(tokenizer, config, context)
+        read = _read_tokens(config, context) or _encode_rows(tokenizer, config, context)
         rows, _ = read("train")
         validation, validation_numbers = read("validation")
         return cls(
@@ -66,7 +66,7 @@ class TrainingData:
             validation=validation,
             validation_numbers=validation_numbers,
             max_row_tokens=max(map(int, row_lengths(rows)), default=0),
-            steps_per_epoch=_checked_steps(len(rows), hyperparameters),
+            steps_per_epoch=_check_steps(len(rows), hyperparameters),
         )
 
 
@@ -74,7 +74,7 @@ ReadSplit = Callable[[SplitName], tuple[Sequence[Any], Sequence[int]]]
 """Returns the rows of a split, of which longer ones are truncated or left out, and their numbers from 1."""
 
 
-def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
+def _read_tokens(config: TrainConfig, context: StageContext) -> ReadSplit | None:
     """Read the rows that preflight tokenized; None if an older preflight did not, or if they were deleted."""
     result = context.store.read_result(config.run, "preflight")
     digest = result.preflight.tokens if result is not None and result.preflight is not None else None
@@ -100,7 +100,7 @@ def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
     return read
 
 
-def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
+def _encode_rows(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
     """Encode the rows of the dataset, and hold all of them in memory."""
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     encoder = make_encoder(config.method.objective, tokenizer, config.chat_template_kwargs)
@@ -129,7 +129,7 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
     return read
 
 
-def _checked_steps(rows: int, hyperparameters: Hyperparameters) -> int:
+def _check_steps(rows: int, hyperparameters: Hyperparameters) -> int:
     """Steps per epoch. Raises StageFailure (INVALID_CONFIG) if they do not match the config."""
     batch_size, epochs = hyperparameters.batch_size, hyperparameters.epochs
     steps = run_steps(rows, batch_size, epochs, hyperparameters.max_steps)

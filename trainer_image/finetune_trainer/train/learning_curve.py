@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings on nested subsets of the rows after the run itself, to see whether more rows would help.
+"""The learning curve: trained subsets, their record, and intervals of their losses.
+
+Trainings on nested subsets of the rows after the run itself, to see whether more rows would help.
 
 The main run is complete, and its checkpoints are published, before the first subset begins. `curve` is the
 entry; `record` is what a restarted pod continues from.
@@ -33,7 +35,7 @@ from finetune_trainer.model.device import OutOfMemory, release_memory
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.statistics.bootstrap import Groups, Numbers, resampled_mean
+from finetune_trainer.statistics.bootstrap import Groups, Numbers, bootstrap_mean
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.figures import RowLosses
@@ -170,7 +172,7 @@ def learning_curve(measured: Sequence[MeasuredShare], groups: Sequence[str] | No
     )
 
 
-def outlook_of(gain: ConfidenceInterval, loss: float, growth: float) -> Outlook:
+def assess_outlook(gain: ConfidenceInterval, loss: float, growth: float) -> Outlook:
     """What the last step of a curve says.
 
     Args:
@@ -203,7 +205,7 @@ def _point(
         gain = _interval(np.array(before.losses.sums) - mine, weights, groups, GAINS)
         if gain is not None:
             update |= {"gain_low": gain.low, "gain_high": gain.high}
-            outlook = outlook_of(gain, losses.mean, each.rows / before.rows)
+            outlook = assess_outlook(gain, losses.mean, each.rows / before.rows)
     return point.model_copy(update={name: _rounded(value) for name, value in update.items()}), outlook
 
 
@@ -211,7 +213,7 @@ def _interval(
     sums: Numbers, weights: Numbers, groups: Sequence[str] | None, limits: tuple[float, float]
 ) -> ConfidenceInterval | None:
     """The interval of a mean, from the sum and the weight of each row; None if the rows give none."""
-    mean = resampled_mean(sums, groups, limits, weights)
+    mean = bootstrap_mean(sums, groups, limits, weights)
     return mean.interval(SHOWN_LEVEL) if mean.has_interval else None
 
 
@@ -266,7 +268,7 @@ def measure_curve(config: TrainConfig, context: StageContext, record: CurveRecor
                 release_memory()
                 context.stop.release()
             if record is not None:
-                _remove_leftovers(config, context, share)
+                _remove_subset_folder(config, context, share)
         if record is None:
             return LearningCurve()
         groups = None if config.group_by is None else _groups(config, config.group_by, context, data)
@@ -297,7 +299,7 @@ def _measure(config: TrainConfig, context: StageContext, data: TrainingData, sha
         budget = RestartBudget(folder, group)
         if budget.is_exhausted(attempt.step):
             attempt.states.close()
-            return _failed(
+            return _record_problem(
                 measured,
                 f"training was started {MAX_STARTS_WITHOUT_PROGRESS} times from step {attempt.step} and ended"
                 " each time before the next saved state",
@@ -309,11 +311,11 @@ def _measure(config: TrainConfig, context: StageContext, data: TrainingData, sha
         except OutOfMemory as error:
             if group.size > 1:
                 raise PeerLost(f"{error}, while training on a part of the rows") from error
-            return _failed(measured, str(error))
+            return _record_problem(measured, str(error))
         except StageFailure as failure:
             if failure.reason not in POINT_FAILURES:
                 raise
-            return _failed(measured, failure.message)
+            return _record_problem(measured, failure.message)
         except Preempted:
             budget.refund()
             raise
@@ -329,12 +331,12 @@ def _measure(config: TrainConfig, context: StageContext, data: TrainingData, sha
         return measured.model_copy(update={"losses": losses, "seconds": outcome.wasted_time.total_seconds})
 
 
-def _failed(measured: MeasuredShare, problem: str) -> MeasuredShare:
+def _record_problem(measured: MeasuredShare, problem: str) -> MeasuredShare:
     logger.warning("learning curve: no point for %d rows: %s", measured.rows, problem)
     return measured.model_copy(update={"problem": problem[:MAX_PROBLEM_LENGTH]})
 
 
-def _remove_leftovers(config: TrainConfig, context: StageContext, share: float) -> None:
+def _remove_subset_folder(config: TrainConfig, context: StageContext, share: float) -> None:
     """Remove the weights and states of a subset."""
     with context.store.run_folder(config.run, _folder_name(share)) as folder:
         remove_states(folder)

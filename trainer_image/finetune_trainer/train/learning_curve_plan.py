@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nested subsets of the training rows.
+"""The trainings of a learning curve: nested subsets of rows, and progress of all; preflight reads it.
+
+Nested subsets of the training rows.
 
 The trainings of a run with a learning curve, and the progress of all of them together.
 """

@@ -73,7 +73,7 @@ class MemoryLadder(StepDivision):
 
     def next(self, used: Hyperparameters, max_row_tokens: int) -> "MemoryLadder | None":
         """The next rung for a run that uses `used`; None after the last one."""
-        halved = _halved(used, max_row_tokens)
+        halved = _halve_batches(used, max_row_tokens)
         if halved:
             return self.model_copy(update={"halvings": self.halvings + 1, **halved})
         if not used.gradient_checkpointing:
@@ -81,7 +81,7 @@ class MemoryLadder(StepDivision):
         return None
 
 
-def _halved(used: Hyperparameters, max_row_tokens: int) -> dict[str, int]:
+def _halve_batches(used: Hyperparameters, max_row_tokens: int) -> dict[str, int]:
     """The limit of batches half as large; empty if the largest batch has one row."""
     if used.max_batch_tokens is not None:
         # All rows of a step may be fewer tokens than the budget, and the longest row is a batch in any case.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training report in the run's folder, as JSON and as an HTML page.
+"""What a finished run publishes: checkpoints and report.
+
+The training report in the run's folder, as JSON and as an HTML page.
 
 Publishes the best, final and kept weights of a run as checkpoints in the store.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One attempt at a run: the state it resumes from, and how it divides a step.
+"""One training session: the attempt that it continues, the events of the Trainer, the run to the last step.
+
+One attempt at a run: the state it resumes from, and how it divides a step.
 
 Adapts the events of transformers' Trainer to our callbacks.
 
@@ -32,12 +34,12 @@ from finetune_trainer.train.callbacks import (
     Callback,
     Divergence,
     Heartbeat,
-    Keeping,
-    Reporting,
+    ReportProgress,
+    RetainCheckpoints,
     RunState,
-    Saving,
+    SaveState,
     StoppedEarly,
-    Validating,
+    Validate,
     validation_sample,
 )
 from finetune_trainer.train.factory import make_trainer
@@ -178,7 +180,7 @@ class TrainingSession:
         """
         group = context.group
         device = choose_device(group.local_rank, group.local_size)
-        parent = _parent(config, context)
+        parent = _parent_folder(config, context)
         set_seed(attempt.hyperparameters.seed)
         hangs = partial(_describe_hang, config.step_timeout_seconds, attempt)
         with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
@@ -227,11 +229,18 @@ class TrainingSession:
                 watchdog=self.watchdog,
                 metrics=metrics,
             )
-            saving = Saving(run)
+            saving = SaveState(run)
             validation = validation_sample(data.validation, self.attempt.hyperparameters)
             by_row = len(validation) if config.learning_curve else 0
-            validating = Validating(run, trainer.batches(validation), saving, by_row)
-            callbacks = (Heartbeat(run), Reporting(run), Divergence(run), Keeping(run), validating, saving)
+            validating = Validate(run, trainer.batches(validation), saving, by_row)
+            callbacks = (
+                Heartbeat(run),
+                ReportProgress(run),
+                Divergence(run),
+                RetainCheckpoints(run),
+                validating,
+                saving,
+            )
             trainer.add_callback(Events(callbacks))
             self._log_size(len(validation))
             state = self.attempt.state
@@ -296,7 +305,7 @@ def _describe_hang(timeout_seconds: int, attempt: Attempt, step: int) -> str:
     )
 
 
-def _parent(config: TrainConfig, context: StageContext) -> Path | None:
+def _parent_folder(config: TrainConfig, context: StageContext) -> Path | None:
     """Folder of the Checkpoint to continue from; None to start from the base model."""
     if config.parent is None:
         return None

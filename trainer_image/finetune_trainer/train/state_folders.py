@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the folders and files of a run's states.
+"""The folders of a run's states: their names, and how they appear complete or not at all.
+
+Names of the folders and files of a run's states.
 
 Folders of a run that appear complete or not at all: the manifest is written last, then the final name.
 """
@@ -60,7 +62,7 @@ def is_sharded(folder: Path) -> bool:
     return any(SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 
-def needed_by(group: Group, names: Iterable[str]) -> Callable[[str], bool]:
+def filter_needed_files(group: Group, names: Iterable[str]) -> Callable[[str], bool]:
     """Return a filter for the files of a state that this process reads.
 
     If the state was saved by another number of processes, each process reads the files of all.
@@ -100,7 +102,7 @@ def save_files(folder: RunFolder, name: str, files: Mapping[str, WriteFile]) -> 
 def write_files(folder: Path, files: Mapping[str, WriteFile]) -> list[FileEntry]:
     """Write files in this order, and sync them to the disk. Returns their entries, sorted. Raises OSError."""
     hashed = HashedFolder(folder)
-    with errors_of_libraries():
+    with convert_library_errors():
         for name, write in files.items():
             hashed.write(name, write)
     return sorted(hashed.entries, key=lambda entry: entry.path)
@@ -108,10 +110,10 @@ def write_files(folder: Path, files: Mapping[str, WriteFile]) -> list[FileEntry]
 
 def _save(folder: RunFolder, name: str, write: Callable[[Path], Manifest]) -> None:
     with folder.writable(name) as target:
-        temporary = _unfinished(target)
+        temporary = _unfinished_path(target)
         try:
             temporary.mkdir(parents=True)
-            with errors_of_libraries():
+            with convert_library_errors():
                 manifest = write(temporary)
             file_writing.write_file(temporary / MANIFEST_NAME, manifest.to_bytes())
             file_writing.replace_folder(temporary, target)
@@ -170,12 +172,12 @@ def remove_unfinished(run: RunFolder, parent: str, prefix: str) -> None:
             shutil.rmtree(leftover)
 
 
-def _unfinished(target: Path) -> Path:
+def _unfinished_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
 
 
 @contextmanager
-def errors_of_libraries() -> Iterator[None]:
+def convert_library_errors() -> Iterator[None]:
     """Raise the errors of PyTorch and safetensors in the block as an OSError.
 
     They report a failed write with errors of their own, most often because the disk is full.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' Trainer with whole optimizer steps as its batches.
+"""Transformers' Trainer with whole steps, our loss and our state, replicated or sharded.
+
+transformers' Trainer with whole optimizer steps as its batches.
 
 transformers' Trainer with our loss, and with its state written by our code.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine needs to generate the answers of an evaluation.
+"""What an engine gets: the config of a replica, or the models that answer.
+
+What an engine needs to generate the answers of an evaluation.
 
 What a replica serves and how, the same for each engine.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM: its command, from the config of the endpoint, and its container.
+"""vLLM, as the engine of an endpoint and of an evaluate pod.
+
+vLLM: its command, from the config of the endpoint, and its container.
 
 The init container, which has the trainer image, writes the files that the options name: chat template, stop
 tokens, and the middleware that guards the port. docs/serving.md explains each option.
@@ -19,7 +21,7 @@ from finetune_operator.manifests.engines.engine_inputs import (
     AnsweringEngine,
     ServingConfig,
 )
-from finetune_operator.manifests.trainer_config import config_variable, literal
+from finetune_operator.manifests.trainer_config import config_variable, escape_variables
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import (
     ANSWERS_MODELS,
@@ -158,7 +160,7 @@ def vllm_container(config: ServingConfig) -> Manifest:
     """
     health = {"httpGet": {"path": "/health", "port": SERVE_PORT}}
     return {
-        "command": [literal(argument) for argument in vllm_command(config)],
+        "command": [escape_variables(argument) for argument in vllm_command(config)],
         "env": [
             config_variable(_middleware_config(config)),
             *engine_environment(VLLM_PYTHONPATH),

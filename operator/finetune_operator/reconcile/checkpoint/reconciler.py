@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scores of a Checkpoint: those of the run that made it, and those of Evaluations.
+"""Checkpoint: promotion, scores and users in its status.
+
+The scores of a Checkpoint: those of the run that made it, and those of Evaluations.
 
 Decide the promotion of a Checkpoint, and record its evaluations and users in its status.
 """
@@ -16,7 +18,7 @@ from finetune_operator.api.meta import Condition
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.model_lines import decide, is_of_run, is_resolved
+from finetune_operator.reconcile.model_lines import decide_promotion, is_of_run, is_resolved
 from finetune_operator.reconcile.records import deletion, retention
 from finetune_operator.reconcile.records.content_removal import finalizer_update
 from finetune_operator.reconcile.records.references import run_of
@@ -116,13 +118,13 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     if deletions is not None:
         return deletions
     job = run_of(checkpoint, snapshot)
-    decision = decide(checkpoint, job, snapshot.checkpoints)
+    decision = decide_promotion(checkpoint, job, snapshot.checkpoints)
     promoted = decision.reason == Reason.PROMOTED
     promoted_at = checkpoint.status.promoted_at
     events: tuple[Event, ...] = ()
     if promoted and promoted_at is None:
         promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model_line, snapshot.now)
-        events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(decision.message)),)
+        events = (Event("Normal", EventReason.PROMOTED, conditions.shorten(decision.message)),)
     evaluations, omitted = scores(checkpoint, job, snapshot)
     in_use_by = _users(checkpoint, snapshot)
     generation = checkpoint.metadata.generation
@@ -135,7 +137,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
             "display": CheckpointDisplay(
                 score=score_text(evaluations[0] if evaluations else None), in_use=_users_text(in_use_by)
             ),
-            "conditions": conditions.with_condition(
+            "conditions": conditions.set_condition(
                 _with_omissions(checkpoint, omitted, snapshot),
                 ConditionType.PROMOTED,
                 "True" if promoted else "False",
@@ -159,10 +161,10 @@ def _with_omissions(
     checkpoint: Checkpoint, omitted: tuple[str, ...], snapshot: Snapshot
 ) -> tuple[Condition, ...]:
     """The conditions without those of a deletion, and with one while scores are omitted."""
-    others = conditions.without(checkpoint.status.conditions, *conditions.STATES)
+    others = conditions.drop_conditions(checkpoint.status.conditions, *conditions.STATES)
     if not omitted:
-        return conditions.without(others, ConditionType.SCORES_RECORDED)
-    return conditions.with_condition(
+        return conditions.drop_conditions(others, ConditionType.SCORES_RECORDED)
+    return conditions.set_condition(
         others,
         ConditionType.SCORES_RECORDED,
         "False",

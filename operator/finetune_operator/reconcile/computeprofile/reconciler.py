@@ -7,7 +7,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Done, Failed, finish_pass
 from finetune_operator.reconcile.platform.budgets import account
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
@@ -21,7 +21,7 @@ def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
 
 
 def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:
-    problems = not_implemented(profile.spec)
+    problems = find_unimplemented(profile.spec)
     if problems:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
     rivals = sorted(

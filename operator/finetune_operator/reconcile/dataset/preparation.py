@@ -20,8 +20,8 @@ from finetune_operator.reconcile.dataset.source_check import (
     sources_of,
     with_known_sources,
 )
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, Halt, Working, finish_pass
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, PassOutcome, Working, finish_pass
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.source_check_schedule import (
     check_request,
@@ -33,12 +33,12 @@ from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.stage_request import StageFailed
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import not_implemented
-from finetune_trainer.contract.references import without_query
+from finetune_operator.status.reserved_fields import find_unimplemented
+from finetune_trainer.contract.references import strip_query
 from finetune_trainer.contract.results import PrepareResult, StageResult
 
 
-def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
+def prepare(dataset: Dataset, draft: PlanBuilder, later: float | None) -> Plan:
     """One pass over a Dataset that is not prepared.
 
     Args:
@@ -70,18 +70,20 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
 
 
 def _refused(dataset: Dataset) -> Failed | None:
-    messages = not_implemented(dataset.spec)
+    messages = find_unimplemented(dataset.spec)
     if messages:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
     checked = (storage.check_source(source.uri, f"spec.{field}.uri") for field, source in sources_of(dataset))
     return next(filter(None, checked), None) or storage.check_form(dataset.spec.store)
 
 
-def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fields: Any) -> Plan:
+def _plan(
+    dataset: Dataset, draft: PlanBuilder, later: float | None, halt: PassOutcome, **fields: Any
+) -> Plan:
     status = dataset.status.model_copy(
         update={
             # The condition is about checks with an earlier spec.
-            "conditions": conditions.without(dataset.status.conditions, ConditionType.REFRESHED),
+            "conditions": conditions.drop_conditions(dataset.status.conditions, ConditionType.REFRESHED),
             "refresh": _refresh_status(dataset, halt),
             "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
@@ -92,7 +94,7 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
     return draft.plan(result.manifest, earliest(later, result.requeue_after))
 
 
-def _refresh_status(dataset: Dataset, halt: Halt) -> RefreshStatus | None:
+def _refresh_status(dataset: Dataset, halt: PassOutcome) -> RefreshStatus | None:
     """Earlier checks of the source, as long as none with this spec has succeeded."""
     number = check_number(dataset)
     before = dataset.status.refresh if number else None
@@ -113,7 +115,7 @@ REFUSED: Final = frozenset(
 """Reasons of passes whose writes the API server rejected; the next pass that succeeds removes them."""
 
 
-def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
+def refresh(dataset: Dataset, draft: PlanBuilder, later: float | None) -> Plan:
     """One pass over a Dataset that is Ready.
 
     Args:
@@ -153,7 +155,7 @@ def _prepared(outcome: Retry | StageFailed | Failed) -> PrepareResult | None:
     return result.prepare if result is not None else None
 
 
-def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Plan | None:
+def _succeeded(dataset: Dataset, draft: PlanBuilder, prepared: PrepareResult | None) -> Plan | None:
     latest = dataset.status.latest_version
     if prepared is not None and prepared.unchanged:
         checked = finish_check(dataset, draft.snapshot, None)
@@ -179,7 +181,7 @@ def _changed(dataset: Dataset, prepared: PrepareResult | None) -> str:
     if known is None or len(sources) == 1 or not len(known) == len(found) == len(sources):
         return "the source" if len(sources) == 1 else "the sources"
     changed = [
-        without_query(source.uri)
+        strip_query(source.uri)
         for source, before, after in zip(sources, known, found, strict=True)
         if before.version is None or before.version != after.version
     ]
@@ -192,23 +194,33 @@ def _unchanged(dataset: Dataset) -> str:
 
 
 def _failed(
-    dataset: Dataset, draft: Draft, reason: str, message: str, requeue_after: float | None, **fields: Any
+    dataset: Dataset,
+    draft: PlanBuilder,
+    reason: str,
+    message: str,
+    requeue_after: float | None,
+    **fields: Any,
 ) -> Plan:
     latest = dataset.status.latest_version
     of = "the source" if len(dataset.spec.sources) == 1 else "the sources"
     text = f"DatasetVersion {latest} stays in use; the last check of {of}: {message}"
-    before = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
+    before = conditions.find_condition(dataset.status.conditions, ConditionType.REFRESHED)
     if before is None or before.status == "True" or before.reason != reason:
         draft.event(EventReason.REFRESH_FAILED, text, "Warning")
     return draft.plan(_status(dataset, draft, "False", reason, text, **fields), requeue_after)
 
 
 def _status(
-    dataset: Dataset, draft: Draft, status: Literal["True", "False"], reason: str, message: str, **fields: Any
+    dataset: Dataset,
+    draft: PlanBuilder,
+    status: Literal["True", "False"],
+    reason: str,
+    message: str,
+    **fields: Any,
 ) -> dict[str, Any]:
     """The whole status, with the condition Refreshed and these fields."""
     new = dataset.status.model_copy(update=fields)
-    refreshed = conditions.with_condition(
+    refreshed = conditions.set_condition(
         new.conditions,
         ConditionType.REFRESHED,
         status,
@@ -221,8 +233,8 @@ def _status(
 
 
 def _without_rejection(dataset: Dataset) -> dict[str, Any] | None:
-    refreshed = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
+    refreshed = conditions.find_condition(dataset.status.conditions, ConditionType.REFRESHED)
     if refreshed is None or refreshed.status == "True" or refreshed.reason not in REFUSED:
         return None
-    others = conditions.without(dataset.status.conditions, ConditionType.REFRESHED)
+    others = conditions.drop_conditions(dataset.status.conditions, ConditionType.REFRESHED)
     return conditions.status_manifest(dataset.status.model_copy(update={"conditions": others}))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset: prepare each generation once, re-check the source when that is due, and record new rows as a
+"""Dataset: the first preparation of a generation, refreshes of one that is Ready, the choice between them.
+
+Dataset: prepare each generation once, re-check the source when that is due, and record new rows as a
 DatasetVersion.
 
 Each check of the source is a prepare Job; `status.refresh.checks` counts the finished checks. The first one
@@ -14,14 +16,14 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.references import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.preparation import prepare, refresh
-from finetune_operator.reconcile.dataset.source_check import PREPARE, clear_away, profile_of
+from finetune_operator.reconcile.dataset.source_check import PREPARE, delete_old_jobs, profile_of
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.content_removal import finalizer_update
-from finetune_operator.reconcile.records.retention import delete_with, versions_of
+from finetune_operator.reconcile.records.retention import delete_records_and_release, versions_of
 from finetune_operator.reconcile.records.source_check_schedule import is_check_requested, until_check
 from finetune_operator.reconcile.stages.jobs import is_stage_running
 from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
@@ -46,13 +48,13 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
     store_uri = store.uri if isinstance(store, StoreReference) else None
     claims = storage.claims_of(store_uri, *(source.uri for source in dataset.spec.sources))
     queued = queues.queue_needs(queues.queues_of(profile, (PREPARE,), NO_CHOICE))
-    return queues.merged(claims, labels, queued)
+    return queues.merge_needs(claims, labels, queued)
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
     """The plan of one pass over a Dataset."""
     if dataset.metadata.deletion_timestamp is not None:
-        return delete_with(dataset, versions_of(dataset, snapshot), snapshot)
+        return delete_records_and_release(dataset, versions_of(dataset, snapshot), snapshot)
     current = _without_deleted_versions(dataset, snapshot)
     plan = _reconcile(current, snapshot)
     if plan.status is None and current.status != dataset.status:
@@ -69,8 +71,8 @@ def _without_deleted_versions(dataset: Dataset, snapshot: Snapshot) -> Dataset:
 
 
 def _reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:
-    draft = Draft(snapshot)
-    later = clear_away(dataset, draft)
+    draft = PlanBuilder(snapshot)
+    later = delete_old_jobs(dataset, draft)
     if is_prepared(dataset):
         return refresh(dataset, draft, later)
     if is_settled(dataset) and not is_check_requested(dataset):

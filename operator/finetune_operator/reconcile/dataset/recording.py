@@ -17,11 +17,11 @@ from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.source_check import finish_check, prepared_in
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.stage_results import faults, shown_problems, shown_warnings
+from finetune_operator.status.stage_results import select_problems, select_warnings, summarize_problems
 from finetune_trainer.contract.results import PrepareResult
 
 MAX_TEXT_CHARACTERS: Final = 1024
@@ -44,7 +44,7 @@ class Recorded:
     """Fields of the status."""
 
 
-def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Recorded | None:
+def record(dataset: Dataset, draft: PlanBuilder, prepared: PrepareResult | None) -> Recorded | None:
     """Create the version if it does not exist; None if the result does not describe one."""
     if (
         prepared is None
@@ -74,7 +74,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
     if len(known) == len(status.versions):
         message = f"DatasetVersion {name} with {rows} rows" + (f" ({comparison})" if comparison else "")
         draft.event(EventReason.DATASET_VERSION_CREATED, message)
-    fault = faults(name, prepared)
+    fault = summarize_problems(name, prepared)
     if fault is not None and not (is_latest and is_prepared(dataset)):
         draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
     created_at = next(
@@ -107,18 +107,18 @@ def with_unread(
     if prepared is None or prepared.unchanged:
         return known
     if not prepared.unread_fields:
-        return conditions.without(known, ConditionType.FIELDS_READ)
+        return conditions.drop_conditions(known, ConditionType.FIELDS_READ)
     message = (
         f"Nothing reads {', '.join(prepared.unread_fields)} of the rows, which may change what should be"
         " learned. status.warnings states what to do. Name a column in spec.keepColumns if it only describes"
         " the row."
     )
-    return conditions.with_condition(
+    return conditions.set_condition(
         known,
         ConditionType.FIELDS_READ,
         "False",
         Reason.FIELDS_IGNORED,
-        conditions.shortened(message),
+        conditions.shorten(message),
         generation=dataset.metadata.generation,
         now=now,
     )
@@ -128,9 +128,9 @@ def row_fields(prepared: PrepareResult) -> dict[str, Any]:
     """Fields of the status about the rows that were read, also if they are refused."""
     return {
         "problem_count": prepared.problem_count,
-        "problems": shown_problems(prepared),
+        "problems": select_problems(prepared),
         "warning_count": prepared.warning_count,
-        "warnings": shown_warnings(prepared),
+        "warnings": select_warnings(prepared),
         "report": _short_enough(prepared.report_uri),
     }
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One check of a Dataset's sources: its prepare Job, and the status once it has ended.
+"""One check of a Dataset's sources: its prepare Job, the status after it, and cleanup.
+
+One check of a Dataset's sources: its prepare Job, and the status once it has ended.
 
 Delete Jobs of a Dataset that are no longer needed.
 """
@@ -18,17 +20,17 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import collect_config, prepare_config
 from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STAGE, STORE, STORE_CREDENTIALS
-from finetune_operator.manifests.trainer_config import StageInputs, trainer_of
+from finetune_operator.manifests.trainer_config import StageInputs, choose_trainer
 from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.retention import versions_of
 from finetune_operator.reconcile.records.source_check_schedule import check_request, next_check
 from finetune_operator.reconcile.stages.jobs import is_unfinished
-from finetune_operator.reconcile.stages.runner import advance, create_again, start
+from finetune_operator.reconcile.stages.runner import advance, recreate_job, start
 from finetune_operator.reconcile.stages.stage_request import (
     CannotStart,
     JobNames,
@@ -41,7 +43,7 @@ from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.configs import PrepareConfig
-from finetune_trainer.contract.references import without_query
+from finetune_trainer.contract.references import strip_query
 from finetune_trainer.contract.results import SourceResult, SourceRows
 from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
 
@@ -61,7 +63,7 @@ def job_names(dataset: Dataset, number: int) -> JobNames:
     return JobNames.of(dataset, PREPARE, str(dataset.metadata.generation), suffix=_suffix(number))
 
 
-def check_source(dataset: Dataset, draft: Draft) -> Outcome:
+def check_source(dataset: Dataset, draft: PlanBuilder) -> Outcome:
     """Advance the present check, or start the next one."""
     request = StageRequest(
         stage=PREPARE,
@@ -74,7 +76,7 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
         if request.retry is not None:
             return answer.waiting
         new = _build(dataset, draft.snapshot, request, "stage")
-        return create_again(draft, answer, new) or answer.waiting
+        return recreate_job(draft, answer, new) or answer.waiting
     if isinstance(answer, StartNeeded):
         return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
     return answer
@@ -113,7 +115,7 @@ def finish_check(dataset: Dataset, snapshot: Snapshot, found: Sequence[SourceRes
         sources=None
         if not found
         else tuple(
-            CheckedSource(uri=without_query(source.uri), version=result.version)
+            CheckedSource(uri=strip_query(source.uri), version=result.version)
             for source, result in zip(dataset.spec.sources, found, strict=False)
         ),
         requested=annotations.get(REFRESH_REQUESTED) or (before.requested if before is not None else None),
@@ -186,7 +188,7 @@ def _build(
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref
-    trainer = trainer_of(profile, snapshot.facts.trainer_image)
+    trainer = choose_trainer(profile, snapshot.facts.trainer_image)
     inputs = StageInputs(
         owner=dataset,
         run=request.run,
@@ -262,7 +264,7 @@ CHILDREN_TTL: Final = timedelta(hours=1)
 """How long the last finished Job and the log of its pod are kept."""
 
 
-def clear_away(dataset: Dataset, draft: Draft) -> float | None:
+def delete_old_jobs(dataset: Dataset, draft: PlanBuilder) -> float | None:
     """Delete the Jobs of earlier generations and checks, and those of the last check an hour after its end.
 
     Returns: seconds until another Job is due for deletion.
@@ -295,5 +297,7 @@ def _ended_at(dataset: Dataset) -> datetime | None:
     refresh, found = dataset.status.refresh, dataset.status.conditions
     if refresh is not None and refresh.checked_at is not None:
         return refresh.checked_at
-    end = conditions.find(found, ConditionType.READY) or conditions.find(found, ConditionType.STALLED)
+    end = conditions.find_condition(found, ConditionType.READY) or conditions.find_condition(
+        found, ConditionType.STALLED
+    )
     return None if end is None else end.last_transition_time

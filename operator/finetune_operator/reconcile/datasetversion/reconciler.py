@@ -26,8 +26,8 @@ def reconcile(version: DatasetVersion, snapshot: Snapshot) -> Plan:
         update={
             "observed_generation": generation,
             "locations": locations,
-            "conditions": conditions.with_condition(
-                conditions.without(version.status.conditions, *conditions.STATES),
+            "conditions": conditions.set_condition(
+                conditions.drop_conditions(version.status.conditions, *conditions.STATES),
                 ConditionType.AVAILABLE,
                 "True" if found else "False",
                 Reason.AVAILABLE if found else Reason.STORE_MISSING,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Jobs of an Evaluation need before they start: a profile, a trainer image and the claims.
+"""One pass over an Evaluation: what its Jobs need, its status and the plan so far.
+
+What the Jobs of an Evaluation need before they start: a profile, a trainer image and the claims.
 
 One pass over an Evaluation: its new status and its draft.
 """
@@ -12,23 +14,23 @@ from typing import Final
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation_resource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.manifests.trainer_config import TrainerImage, trainer_of
+from finetune_operator.manifests.trainer_config import TrainerImage, choose_trainer
 from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation_stages import EVALUATE, SCORE
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Halt, finish_pass
+from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, finish_pass
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.content_removal import folder_name, has_finalizer
 from finetune_operator.reconcile.stages.accounting import total_losses
 from finetune_operator.reconcile.stages.jobs import is_stage_running
 from finetune_operator.reconcile.stages.stage_request import JobNames, StagePass
-from finetune_operator.stage_table import stages_with
+from finetune_operator.stage_table import select_stages
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import Stage
 
 
@@ -57,11 +59,11 @@ def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
     checkpoints = (snapshot.checkpoints.get(name) for name in evaluation.spec.checkpoints)
     claims = storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))
     profile = _profile(evaluation, snapshot, profiles.named_profile)
-    return queues.merged(claims, labels, queues.queue_needs(_queues(evaluation, profile)))
+    return queues.merge_needs(claims, labels, queues.queue_needs(_queues(evaluation, profile)))
 
 
 def _queues(evaluation: Evaluation, profile: ComputeProfile | Blocked) -> queues.Queues:
-    return queues.queues_of(profile, stages_with("evaluation"), evaluation.spec.compute)
+    return queues.queues_of(profile, select_stages("evaluation"), evaluation.spec.compute)
 
 
 def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisites | Blocked:
@@ -76,7 +78,7 @@ def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisit
         return blocked
     trainer = _kept_trainer(evaluation)
     if trainer is None:
-        trainer = trainer_of(profile, snapshot.facts.trainer_image)
+        trainer = choose_trainer(profile, snapshot.facts.trainer_image)
         blocked = profiles.check_trainer(profile)
     return blocked or EvaluationPrerequisites(profile, trainer)
 
@@ -99,7 +101,7 @@ def _kept_trainer(evaluation: Evaluation) -> TrainerImage | None:
 
 
 def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None:
-    messages = not_implemented(profile.spec)
+    messages = find_unimplemented(profile.spec)
     if messages and evaluation.status.resolved.profile is None:
         return Blocked(
             Reason.PROFILE_INVALID,
@@ -159,7 +161,7 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         """Names of the Jobs that measure the current Checkpoint."""
         return JobNames.of(self.evaluation, stage, self.current or "")
 
-    def plan(self, halt: Halt) -> Plan:
+    def plan(self, halt: PassOutcome) -> Plan:
         """The plan of a pass that ends with `halt`."""
         total_losses(self)
         done = self.status.evaluations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`.
+"""The measurement of the Checkpoints: which ones on which rows, the Jobs, and the recorded scores.
+
+The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`.
 
 Build the Jobs that measure one Checkpoint: evaluate, and score for custom metrics.
 
@@ -38,16 +40,16 @@ from finetune_operator.reconcile.evaluation_stages import (
     check_custom_metrics,
     check_stores,
     compares_live,
+    find_rival,
     has_begun,
     live_adapter,
     live_model,
     measured_data,
     resolve_rows,
-    rival_of,
     scored_folders,
 )
 from finetune_operator.reconcile.model_lines import is_resolved
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config
@@ -60,7 +62,7 @@ from finetune_operator.reconcile.stages.accounting import (
     reopen,
     settle,
 )
-from finetune_operator.reconcile.stages.runner import advance, create_again, has_run, start
+from finetune_operator.reconcile.stages.runner import advance, has_run, recreate_job, start
 from finetune_operator.reconcile.stages.stage_request import (
     CannotStart,
     JobPurpose,
@@ -69,11 +71,11 @@ from finetune_operator.reconcile.stages.stage_request import (
     StageRequest,
     StartNeeded,
 )
-from finetune_operator.reconcile.verdicts import condensed, evaluation_status, notes, verdict_text, vetoes_of
+from finetune_operator.reconcile.verdicts import condense, evaluation_status, find_vetoes, notes, verdict_text
 from finetune_operator.stage_table import STAGES, JobStage
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
@@ -81,11 +83,11 @@ from finetune_trainer.contract.vocabulary import Stage
 
 def validate(run: Assessment) -> Failed | None:
     """Refuse fields that this release does not implement."""
-    messages = not_implemented(run.evaluation.spec)
+    messages = find_unimplemented(run.evaluation.spec)
     return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages)) if messages else None
 
 
-def inputs(run: Assessment) -> Halt | None:
+def inputs(run: Assessment) -> PassOutcome | None:
     """Resolve the Checkpoints and the DatasetVersion before anything is measured."""
     if run.status.resolved.dataset_version is not None:
         return None
@@ -265,7 +267,7 @@ def _data(run: Assessment, checkpoint: Checkpoint) -> MeasuredData:
     )
 
 
-def measure(run: Assessment) -> Halt | None:
+def measure(run: Assessment) -> PassOutcome | None:
     """Record the scores of each Checkpoint, or why it has none; None once all are recorded."""
     while run.current is not None:
         checkpoint = find_checkpoint(run, run.current)
@@ -299,7 +301,7 @@ def _choose_champion(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     """
     if not compares_live(run.evaluation.spec):
         return None
-    now = rival_of(run.snapshot, checkpoint.spec.model_line, checkpoint.name)
+    now = find_rival(run.snapshot, checkpoint.spec.model_line, checkpoint.name)
     if has_begun(run, STAGE) or (run.status.live or ComparedChampion()) == now:
         return None
     run.update(live=now if now.checkpoint else None)
@@ -307,7 +309,9 @@ def _choose_champion(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {described}")
 
 
-def _stage(run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage) -> StageResult | Halt:
+def _stage(
+    run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage
+) -> StageResult | PassOutcome:
     """The result of one stage, once the status has its times."""
     outcome = _advance(run, stage, checkpoint)
     if isinstance(outcome, StageResult) and has_finished(run, stage):
@@ -367,7 +371,7 @@ def _create_again(
     if not isinstance(checkpoint, Checkpoint) or has_run(run, request.stage):
         return stuck.waiting
     trial = run.trial(begins_anew=not number_of_results(run.status))
-    again = create_again(run.draft, stuck, build_job(trial, request, "stage", checkpoint))
+    again = recreate_job(run.draft, stuck, build_job(trial, request, "stage", checkpoint))
     if again is None:
         return stuck.waiting
     run.update(resolved=trial.status.resolved)
@@ -386,7 +390,7 @@ def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:
         champion=champion,
         live=champion,
     )
-    return condensed(entry).model_copy(
+    return condense(entry).model_copy(
         update={
             "settings_hash": settings_hash(run.evaluation),
             "measured_at": run.snapshot.now.replace(microsecond=0),
@@ -409,7 +413,7 @@ def _record(run: Assessment, entry: EvaluationStatus) -> None:
     run.update(evaluations=(*run.status.evaluations, entry), progress=None, retry=None, live=None)
     if entry.verdict in {"Failed", "Undecided"}:
         message = f"Checkpoint {entry.checkpoint}: {verdict_text(entry)}"
-        reason = EventReason.VETOED if vetoes_of(entry) else EventReason.GATE_FAILED
+        reason = EventReason.VETOED if find_vetoes(entry) else EventReason.GATE_FAILED
         run.draft.event(reason, message, "Warning")
     for note in notes(run.evaluation.spec, entry):
         run.draft.event(EventReason.EVALUATION_WARNING, f"Checkpoint {entry.checkpoint}: {note}", "Warning")
@@ -427,7 +431,7 @@ def _record_failure(run: Assessment, reason: str, message: str) -> None:
     name = run.current or ""
     _continue_times(run)
     lose_measurement(run, reason)
-    failure = UnmeasuredCheckpoint(checkpoint=name, reason=reason, message=shortened(message))
+    failure = UnmeasuredCheckpoint(checkpoint=name, reason=reason, message=shorten(message))
     run.update(unmeasured=(*run.status.unmeasured, failure), progress=None, retry=None, live=None)
     text = f"the measurement failed. Checkpoint {name}: {message}"
     run.draft.event(EventReason.STAGE_FAILED, text, "Warning")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations that measure nothing: finished, suspended, or being deleted.
+"""Evaluation: the steps of a pass, also over one that is finished, suspended or terminating.
+
+Evaluations that measure nothing: finished, suspended, or being deleted.
 
 Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
 
@@ -21,8 +23,8 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation.measurement import inputs, measure, validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Done, Failed, Halt, Suspended
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.pass_outcome import Done, Failed, PassOutcome, Suspended
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.records.content_removal import (
     Removal,
     finalizer_update,
@@ -32,16 +34,18 @@ from finetune_operator.reconcile.records.content_removal import (
     removal,
     without_finalizer,
 )
-from finetune_operator.reconcile.stages.job_cleanup import clear_leftovers, stop_all
+from finetune_operator.reconcile.stages.job_cleanup import delete_finished_children, stop_all
 from finetune_operator.reconcile.verdicts import verdict_text
 from finetune_operator.status.conditions import is_finished, status_manifest
 from finetune_operator.status.reasons import Reason
 
 
-def finished(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
+def clean_up(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
     """Delete the children `childrenTTLSeconds` after the end."""
-    draft, generation = Draft(snapshot), evaluation.metadata.generation
-    requeue_after = clear_leftovers(draft, evaluation.status.conditions, evaluation.spec.children_ttl_seconds)
+    draft, generation = PlanBuilder(snapshot), evaluation.metadata.generation
+    requeue_after = delete_finished_children(
+        draft, evaluation.status.conditions, evaluation.spec.children_ttl_seconds
+    )
     status = None
     if evaluation.status.observed_generation != generation:
         # suspend and childrenTTLSeconds can still change; the verdict does not.
@@ -67,7 +71,7 @@ def delete(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
     removals = () if snapshot.is_namespace_terminating else _removals(evaluation, snapshot)
     if not removals:
         return Plan(metadata=without_finalizer(evaluation))
-    return release(Draft(snapshot), evaluation, removals)
+    return release(PlanBuilder(snapshot), evaluation, removals)
 
 
 def _removals(evaluation: Evaluation, snapshot: Snapshot) -> tuple[Removal, ...]:
@@ -78,7 +82,7 @@ def _removals(evaluation: Evaluation, snapshot: Snapshot) -> tuple[Removal, ...]
 
 __all__ = ["needs", "reconcile"]
 
-STEPS: Final[tuple[Callable[[Assessment], Halt | None], ...]] = (validate, inputs, measure)
+STEPS: Final[tuple[Callable[[Assessment], PassOutcome | None], ...]] = (validate, inputs, measure)
 """The chain. A step returns None if its result is recorded, else how the pass ends."""
 
 
@@ -91,14 +95,14 @@ def reconcile(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
 
 def _reconcile(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
     if is_finished(evaluation):
-        return finished(evaluation, snapshot)
+        return clean_up(evaluation, snapshot)
     run = Assessment(evaluation, snapshot)
     if evaluation.spec.suspend:
         return suspend(run)
     return run.plan(_chain(run))
 
 
-def _chain(run: Assessment) -> Halt:
+def _chain(run: Assessment) -> PassOutcome:
     for step in STEPS:
         halt = step(run)
         if halt is not None:

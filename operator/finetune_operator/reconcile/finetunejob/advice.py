@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose a ComputeProfile with less memory for runs that do not use the memory of theirs.
+"""Advice for later runs: a cheaper ComputeProfile that is large enough.
+
+Choose a ComputeProfile with less memory for runs that do not use the memory of theirs.
 
 Advice for later runs, from what this run and those before it measured.
 """
@@ -23,7 +25,7 @@ from finetune_operator.reconcile.platform.profiles import (
     resolve_store,
 )
 from finetune_operator.reconcile.platform.queues import check_choice
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_operator.status.prediction import smaller_profile_message
 from finetune_operator.status.reasons import EventReason
 
@@ -139,7 +141,7 @@ def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> Non
         currency=offer.currency,
         slowdown=offer.slowdown(current),
     )
-    run.update(advice=(Advice(reason=SMALLER_PROFILE, profile=offer.name, message=shortened(message)),))
+    run.update(advice=(Advice(reason=SMALLER_PROFILE, profile=offer.name, message=shorten(message)),))
     run.draft.event(EventReason.PROFILE_ADVICE, message)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The champion that an evaluation compares with, and the renewal of the comparison when it changes.
+"""The stage evaluate of a run: scores, gates, and the champion to compare with.
+
+The champion that an evaluation compares with, and the renewal of the comparison when it changes.
 
 The champion is recorded in the status before the Job that measures it is created. A Job of another champion
 therefore never runs next to it, and the comparison of a verdict is always known.
@@ -31,29 +33,29 @@ from finetune_operator.manifests.weights import EvaluatedWeights
 from finetune_operator.reconcile.evaluation_stages import (
     EVALUATE,
     SCORE,
-    champion_of,
     check_custom_metrics,
     compares_live,
+    find_champion,
+    find_rival,
     has_begun,
     live_adapter,
     live_model,
     measure,
     measured_data,
-    rival_of,
 )
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.model_lines import OF_RUN
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.stages.accounting import reopen
 from finetune_operator.reconcile.verdicts import (
+    drop_other_champions,
     evaluation_status,
+    find_vetoes,
     notes,
-    of_champion,
     verdict_text,
-    vetoes_of,
 )
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.configs import StageConfig
@@ -64,20 +66,20 @@ from finetune_trainer.contract.vocabulary import Stage
 MAX_RENEWALS: Final = 3
 
 
-def decides(spec: EvaluationSettings, evaluation: EvaluationStatus) -> bool:
+def depends_on_champion(spec: EvaluationSettings, evaluation: EvaluationStatus) -> bool:
     """Whether the verdict depends on the champion: a gate compares with it, and nothing else has failed."""
-    if not any(is_over_live(spec, gate) for gate in spec.gates) or vetoes_of(evaluation):
+    if not any(is_over_live(spec, gate) for gate in spec.gates) or find_vetoes(evaluation):
         return False
     return not any(gate.verdict == "Failed" and gate.over != "Live" for gate in evaluation.gates)
 
 
-def choose(run: Run, stage: Stage, evaluated: str) -> Working | None:
+def choose_champion(run: Run, stage: Stage, evaluated: str) -> Working | None:
     """Record the champion to compare with; None once it is recorded.
 
     Before the stage has a Job, a newer champion replaces it. The evaluated Checkpoint, which a user may have
     approved already, is not compared with itself.
     """
-    known, now = run.status.live, rival_of(run.snapshot, run.job.spec.model_line, evaluated)
+    known, now = run.status.live, find_rival(run.snapshot, run.job.spec.model_line, evaluated)
     if known is not None and (has_begun(run, stage) or known.checkpoint == now.checkpoint):
         return None
     renewals = 0 if known is None else known.renewals
@@ -85,19 +87,19 @@ def choose(run: Run, stage: Stage, evaluated: str) -> Working | None:
     return Working(Reason.EVALUATING, f"comparing with {_described(now)}")
 
 
-def is_outdated(run: Run, evaluated: str) -> bool:
+def is_champion_outdated(run: Run, evaluated: str) -> bool:
     """Whether the champion is another one than the recorded one, and not the evaluated Checkpoint itself."""
-    known, now = run.status.live, champion_of(run.snapshot, run.job.spec.model_line)
+    known, now = run.status.live, find_champion(run.snapshot, run.job.spec.model_line)
     return known is not None and now.checkpoint not in {known.checkpoint, evaluated}
 
 
-def renew(run: Run, stage: Stage) -> Working | None:
+def renew_comparison(run: Run, stage: Stage) -> Working | None:
     """Measure the new champion; None if the champion has changed too often.
 
     The trainer keeps the predictions of the other models.
     """
     known = run.status.live or LiveComparison()
-    now = champion_of(run.snapshot, run.job.spec.model_line)
+    now = find_champion(run.snapshot, run.job.spec.model_line)
     renewals = known.renewals + (now.digest != known.digest)
     if renewals > MAX_RENEWALS:
         return None
@@ -112,7 +114,7 @@ def renew(run: Run, stage: Stage) -> Working | None:
     return Working(Reason.EVALUATING, message)
 
 
-def given_up(evaluation: EvaluationStatus) -> EvaluationStatus:
+def give_up_comparison(evaluation: EvaluationStatus) -> EvaluationStatus:
     """The evaluation of a run whose champion keeps changing: no gate decides it."""
     update = {"verdict": "Undecided", "reason": Reason.CHAMPION_KEEPS_CHANGING}
     return evaluation.model_copy(update=update)
@@ -129,7 +131,7 @@ def _described(live: ComparedChampion) -> str:
 STAGE: Final = EVALUATE
 
 
-def evaluate(run: Run) -> Halt | None:
+def evaluate(run: Run) -> PassOutcome | None:
     """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
     spec, evaluation = run.job.spec.evaluation, run.status.evaluation
     chosen = best_checkpoint(run)
@@ -148,26 +150,28 @@ def evaluate(run: Run) -> Halt | None:
         if not isinstance(measured, EvaluationStatus):
             return measured
         evaluation = measured
-    if decides(spec, evaluation) and is_outdated(run, chosen.name):
-        renewed = renew(run, STAGE)
+    if depends_on_champion(spec, evaluation) and is_champion_outdated(run, chosen.name):
+        renewed = renew_comparison(run, STAGE)
         if renewed is not None:
             return renewed
-        evaluation = given_up(evaluation)
+        evaluation = give_up_comparison(evaluation)
     if evaluation != run.status.evaluation:
         _record(run, spec, evaluation)
     return None
 
 
-def _measured(run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
+def _measured(
+    run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary
+) -> EvaluationStatus | PassOutcome:
     """The evaluation by the stage's result, or how the pass ends."""
-    chosen = choose(run, STAGE, checkpoint.name) if compares_live(spec) else None
+    chosen = choose_champion(run, STAGE, checkpoint.name) if compares_live(spec) else None
     if chosen is not None:
         return chosen
     weights = _weights(run, checkpoint)
     if isinstance(weights, Failed):
         return weights
 
-    def result_of(stage: Stage) -> StageResult | Halt:
+    def result_of(stage: Stage) -> StageResult | PassOutcome:
         return run_stage(run, stage, lambda inputs: _config(run, stage, spec, weights, inputs))
 
     measured = measure(run, spec, result_of)
@@ -177,7 +181,7 @@ def _measured(run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary)
     against = run.status.live
     return evaluation_status(
         spec,
-        measured if against is None else of_champion(spec, measured, against.digest),
+        measured if against is None else drop_other_champions(spec, measured, against.digest),
         checkpoint=checkpoint.name,
         source=OF_RUN,
         dataset_version=rows.name,
@@ -199,7 +203,7 @@ def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) ->
     report = f"; report: {evaluation.report_uri}" if evaluation.report_uri else ""
     run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}{report}")
     if evaluation.verdict in {"Failed", "Undecided"}:
-        vetoed = bool(vetoes_of(evaluation))
+        vetoed = bool(find_vetoes(evaluation))
         run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
     for note in said:
         run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")

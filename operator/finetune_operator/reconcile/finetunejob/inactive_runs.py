@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that train nothing: finished, restored from a backup, cancelled, or suspended.
+"""Runs that train nothing: finished, restored, cancelled, suspended, or being deleted.
+
+Runs that train nothing: finished, restored from a backup, cancelled, or suspended.
 
 A run that is being deleted: with `deletionPolicy: Delete`, remove its pods, its folder and its records.
 """
@@ -18,26 +20,26 @@ from finetune_operator.reconcile.finetunejob.identity import checkpoints, record
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, Suspended, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.records.content_removal import (
     Removal,
     has_finalizer,
     is_without_claim,
     release,
 )
-from finetune_operator.reconcile.records.retention import delete_records, delete_with
+from finetune_operator.reconcile.records.retention import delete_records, delete_records_and_release
 from finetune_operator.reconcile.stages.accounting import finish, has_finished
-from finetune_operator.reconcile.stages.job_cleanup import clear_leftovers, count_running, stop_all
+from finetune_operator.reconcile.stages.job_cleanup import count_running, delete_finished_children, stop_all
 from finetune_operator.reconcile.stages.jobs import has_result
 from finetune_operator.status.conditions import is_cancelled, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
 
-def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
+def clean_up(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """Delete the children `childrenTTLSeconds` after the end."""
-    draft = Draft(snapshot)
-    requeue_after = clear_leftovers(draft, job.status.conditions, job.spec.children_ttl_seconds)
+    draft = PlanBuilder(snapshot)
+    requeue_after = delete_finished_children(draft, job.status.conditions, job.spec.children_ttl_seconds)
     status = None
     if job.status.observed_generation != job.metadata.generation:
         # suspend, cancel and childrenTTLSeconds can still change; the verdict does not.
@@ -53,7 +55,7 @@ def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     return draft.plan(status, requeue_after)
 
 
-def restored(run: Run) -> Plan:
+def restore(run: Run) -> Plan:
     """Adopt the run's Checkpoints instead of training again. They may be restored later than the run."""
     records = checkpoints(run.job, run.snapshot.checkpoints)
     if not records:
@@ -147,8 +149,8 @@ def delete(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     store = job.status.resolved.store
     is_simple = not has_finalizer(job) or snapshot.is_namespace_terminating
     if store is None or is_simple or is_without_claim(store, snapshot):
-        return delete_with(job, records(job, snapshot), snapshot)
-    draft = Draft(snapshot)
+        return delete_records_and_release(job, records(job, snapshot), snapshot)
+    draft = PlanBuilder(snapshot)
     delete_records(draft, records(job, snapshot))
     return release(draft, job, [_removal(job, store)])
 

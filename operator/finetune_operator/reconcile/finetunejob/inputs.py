@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Checkpoint that a run continues from, by name or as a champion, and its base model.
+"""Inputs of a run: the Checkpoint and base model to continue from, and the rows to train and measure on.
+
+The Checkpoint that a run continues from, by name or as a champion, and its base model.
 
 Data of a run: the rows to train on, from a Dataset or the run's own source, and those to measure on.
 """
@@ -22,18 +24,18 @@ from finetune_operator.reconcile.finetunejob.identity import uids
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.model_lines import is_rejected
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.records.references import check_location, resolve_version
-from finetune_operator.reconcile.stages.stage_request import without_result
+from finetune_operator.reconcile.stages.stage_request import fail_without_result
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.stage_results import faults, shown_problems
+from finetune_operator.status.stage_results import select_problems, summarize_problems
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import ADAPTER, TRAINING_SPLIT
 
 FIELD: Final = "spec.baseModel.checkpoint"
 
 
-def parent(run: Run) -> Halt | None:
+def parent(run: Run) -> PassOutcome | None:
     """Resolve the Checkpoint and its base model and keep them in `status.resolved`.
 
     Later changes to the record do not matter, nor do later champions, and the weights stay as long as the run
@@ -52,7 +54,7 @@ def parent(run: Run) -> Halt | None:
     return _continue(run, checkpoint, f"Checkpoint {checkpoint.name}")
 
 
-def _champion(run: Run, reference: ChampionReference) -> Halt | None:
+def _champion(run: Run, reference: ChampionReference) -> PassOutcome | None:
     """Continue from the champion. Without one, start from `uri`, or wait."""
     line, uri = reference.model_line or run.job.spec.model_line, run.job.spec.base_model.uri
     champion = run.snapshot.checkpoints.champion(line, except_of=uids(run.job))
@@ -69,7 +71,7 @@ def _champion(run: Run, reference: ChampionReference) -> Halt | None:
     )
 
 
-def _continue(run: Run, checkpoint: Checkpoint, described: str) -> Halt | None:
+def _continue(run: Run, checkpoint: Checkpoint, described: str) -> PassOutcome | None:
     refused = _refused(run, checkpoint, described)
     if refused is not None:
         return refused
@@ -150,7 +152,7 @@ def _refused(run: Run, checkpoint: Checkpoint, described: str) -> Failed | None:
     return None
 
 
-def data(run: Run) -> Halt | None:
+def data(run: Run) -> PassOutcome | None:
     """Resolve the version to train on and keep it in `status.resolved`."""
     if run.status.resolved.dataset_version is not None:
         return None
@@ -158,7 +160,7 @@ def data(run: Run) -> Halt | None:
     return _own_source(run) if ref is None else _reference(run, ref)
 
 
-def evaluated_rows(run: Run) -> Halt | None:
+def evaluated_rows(run: Run) -> PassOutcome | None:
     """Resolve the version of `evaluation.dataset` before the training, and keep it in `status.resolved`."""
     spec = run.job.spec.evaluation
     rows = None if spec is None else spec.dataset
@@ -182,7 +184,7 @@ def evaluated_rows(run: Run) -> Halt | None:
     return elsewhere
 
 
-def _reference(run: Run, ref: DatasetReference) -> Halt | None:
+def _reference(run: Run, ref: DatasetReference) -> PassOutcome | None:
     version = resolve_version(ref, run.job, run.snapshot)
     if not isinstance(version, DatasetVersion):
         return version
@@ -206,7 +208,7 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
     return None
 
 
-def _own_source(run: Run) -> Halt | None:
+def _own_source(run: Run) -> PassOutcome | None:
     source = run.job.spec.dataset.row_source
     if source is None:
         return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and source")
@@ -225,7 +227,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Fail
         or prepared.source is None
         or prepared.preparation is None
     ):
-        return without_result("prepare")
+        return fail_without_result("prepare")
     rows = {split.name: split.rows for split in prepared.splits}
     name = own_version_name(run.job.name, prepared.dataset)
     resolved = run.status.resolved
@@ -242,10 +244,10 @@ def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Fail
     run.draft.event(
         EventReason.DATASET_VERSION_CREATED, f"DatasetVersion {name} with {sum(rows.values())} rows"
     )
-    fault = faults(name, prepared)
+    fault = summarize_problems(name, prepared)
     if fault is not None:
         run.draft.event(EventReason.DATA_PROBLEMS, fault, "Warning")
-    run.update(problems=shown_problems(prepared))
+    run.update(problems=select_problems(prepared))
     run.resolve(dataset_version=name, dataset_digest=prepared.dataset)
     run.succeed("prepare", f"DatasetVersion {name}, {sum(rows.values())} rows")
     return _test_rows(run, rows.get("test", 0), "spec.dataset.source")

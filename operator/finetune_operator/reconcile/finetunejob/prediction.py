@@ -8,11 +8,11 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform.profiles import device_facts
 from finetune_operator.status.prediction import (
     TrainDevices,
+    add_measurements,
+    find_warning,
     measured_message,
     predicted_message,
     predicted_status,
-    warning_of,
-    with_measured,
 )
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.prediction import Prediction
@@ -25,7 +25,7 @@ def record_prediction(run: Run, predicted: Prediction | None) -> str:
     devices = _train_devices(run)
     prediction = predicted_status(predicted, devices)
     run.update(prediction=prediction)
-    warning = warning_of(prediction)
+    warning = find_warning(prediction)
     if warning is not None:
         run.draft.event(EventReason.PREDICTED_TIGHT, warning, "Warning")
     chosen = "".join(f"; {sentence}" for sentence in prediction.chosen)
@@ -45,7 +45,7 @@ def record_measured(
     prediction = run.status.prediction
     if prediction is None:
         return ""
-    measured = with_measured(prediction, training, planned, times, _train_devices(run))
+    measured = add_measurements(prediction, training, planned, times, _train_devices(run))
     run.update(prediction=measured)
     return measured_message(measured)
 

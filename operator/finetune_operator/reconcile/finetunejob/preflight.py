@@ -8,13 +8,13 @@ from finetune_operator.reconcile.evaluation_stages import keep_sources
 from finetune_operator.reconcile.finetunejob.prediction import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.pass_outcome import Failed, Halt
-from finetune_operator.reconcile.stages.stage_request import without_result
+from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
+from finetune_operator.reconcile.stages.stage_request import fail_without_result
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 
 
-def preflight(run: Run) -> Halt | None:
+def preflight(run: Run) -> PassOutcome | None:
     """Resolve the base model's digest and the hyperparameters."""
     resolved = run.status.resolved
     if resolved.base_model_digest is not None and resolved.hyperparameters is not None:
@@ -28,7 +28,7 @@ def preflight(run: Run) -> Halt | None:
         return result
     found = result.preflight
     if found is None:
-        return without_result("preflight")
+        return fail_without_result("preflight")
     run.resolve(
         base_model_digest=found.base_model,
         base_model_revision=found.base_model_revision,
@@ -63,4 +63,4 @@ def preflight(run: Run) -> Halt | None:
 
 def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:
     """The hyperparameters that preflight has resolved."""
-    return run.status.resolved.hyperparameters or without_result("preflight")
+    return run.status.resolved.hyperparameters or fail_without_result("preflight")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validate a run before its first stage.
+"""FineTuneJob: the chain of a pass, with its first step (validation) and its end (promotion).
+
+Validate a run before its first stage.
 
 How a run ends: promoted, waiting for approval, or below its gates.
 
@@ -28,9 +30,9 @@ from finetune_operator.reconcile.finetunejob.identity import (
 from finetune_operator.reconcile.finetunejob.inactive_runs import (
     accept_cancel,
     cancel,
+    clean_up,
     delete,
-    finished,
-    restored,
+    restore,
     suspend,
 )
 from finetune_operator.reconcile.finetunejob.inputs import data, evaluated_rows, parent
@@ -38,12 +40,12 @@ from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.model_lines import is_rejected, verdict
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, Halt, Working
+from finetune_operator.reconcile.model_lines import decide_end_of_run, is_rejected
+from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 
 
 def validate(run: Run) -> Failed | Blocked | None:
@@ -63,7 +65,7 @@ def validate(run: Run) -> Failed | Blocked | None:
 def _refused(run: Run) -> Failed | None:
     """Fields that this release does not implement, and values that the API server cannot check."""
     spec = run.job.spec
-    messages = not_implemented(spec)
+    messages = find_unimplemented(spec)
     if messages:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
     for field, uri, _ in inputs_of(run.job):
@@ -80,7 +82,7 @@ def _refused(run: Run) -> Failed | None:
 def _unusable(*profiles: ComputeProfile) -> Blocked | None:
     """A profile with fields that this release does not implement; it does not stop a run that has begun."""
     for profile in profiles:
-        messages = not_implemented(profile.spec)
+        messages = find_unimplemented(profile.spec)
         if messages:
             return Blocked(
                 Reason.PROFILE_INVALID,
@@ -102,10 +104,12 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
 """How a run ends if its Checkpoint is not promoted."""
 
 
-def promote(run: Run) -> Halt:
+def promote(run: Run) -> PassOutcome:
     """The end of the run. The Checkpoint's reconciler writes `promotedAt`, and the run waits for it."""
     evaluation = run.status.evaluation
-    decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model_line))
+    decision = decide_end_of_run(
+        run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
+    )
     if evaluation is None:
         return Working(decision.reason, decision.message)
     end = ENDS.get(decision.reason)
@@ -115,7 +119,7 @@ def promote(run: Run) -> Halt:
     return _wait(run, evaluation, is_outdated=decision.reason == Reason.PROMOTING)
 
 
-def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
+def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> PassOutcome:
     name, line = evaluation.checkpoint, run.job.spec.model_line
     checkpoint = run.snapshot.checkpoints.get(name)
     if checkpoint is not None and checkpoint.status.promoted_at is not None:
@@ -135,7 +139,7 @@ def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
 
 __all__ = ["needs", "reconcile"]
 
-STEPS: Final[tuple[Callable[[Run], Halt | None], ...]] = (
+STEPS: Final[tuple[Callable[[Run], PassOutcome | None], ...]] = (
     validate,
     parent,
     data,
@@ -159,18 +163,18 @@ def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 
 def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if is_finished(job):
-        return finished(job, snapshot)
+        return clean_up(job, snapshot)
     run = Run(job, snapshot)
     if is_recorded_as_cancelled(job):
         return cancel(run)
     if has_lost_status(job, snapshot.checkpoints):
-        return restored(run)
+        return restore(run)
     if job.spec.suspend:
         return suspend(run)
     return run.plan(_chain(run))
 
 
-def _chain(run: Run) -> Halt:
+def _chain(run: Run) -> PassOutcome:
     for step in STEPS:
         halt = step(run)
         if halt is not None:

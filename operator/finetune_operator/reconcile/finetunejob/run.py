@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage of a run needs before it starts: profiles, a store, claims and a trainer image.
+"""One pass over a run: what its stages need, its status and the plan so far.
+
+What a stage of a run needs before it starts: profiles, a store, claims and a trainer image.
 
 One pass over a FineTuneJob: its new status and its draft.
 """
@@ -16,7 +18,7 @@ from finetune_operator.api.finetune_job_status import FineTuneJobStatus, Resolve
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.trainer_config import TrainerImage, trainer_of
+from finetune_operator.manifests.trainer_config import TrainerImage, choose_trainer
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -24,7 +26,7 @@ from finetune_operator.reconcile.pass_outcome import (
     Blocked,
     Done,
     Failed,
-    Halt,
+    PassOutcome,
     Suspended,
     Working,
     finish_pass,
@@ -34,7 +36,7 @@ from finetune_operator.reconcile.records.content_removal import has_finalizer
 from finetune_operator.reconcile.stages.accounting import lose_stage, total_losses
 from finetune_operator.reconcile.stages.jobs import has_result, is_stage_running
 from finetune_operator.reconcile.stages.stage_request import JobNames, StagePass
-from finetune_operator.stage_table import STAGES, JobStage, stages_with
+from finetune_operator.stage_table import STAGES, JobStage, select_stages
 from finetune_operator.status import conditions, prediction, progress
 from finetune_operator.status.conditions import ends_run, is_finished
 from finetune_operator.status.progress import evaluation_table
@@ -76,10 +78,10 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
     claims = storage.claims_of(store_uri, *(uri for _, uri, _ in inputs_of(job)))
     if isinstance(profile, Blocked):
-        return queues.merged(claims, labels)
+        return queues.merge_needs(claims, labels)
     evaluate_profile = _evaluate_profile(job, profile, snapshot, profiles.named_profile)
     queued = queues.queue_needs(_queues(job, profile, evaluate_profile))
-    return queues.merged(claims, labels, queued)
+    return queues.merge_needs(claims, labels, queued)
 
 
 def _awaits_advice(job: FineTuneJob, snapshot: Snapshot) -> bool:
@@ -92,10 +94,10 @@ def _queues(
     job: FineTuneJob, profile: ComputeProfile, evaluate_profile: ComputeProfile | Blocked
 ) -> queues.Queues:
     """The queues of the run's stages."""
-    found = queues.queues_of(profile, stages_with("compute"), job.spec.compute)
+    found = queues.queues_of(profile, select_stages("compute"), job.spec.compute)
     if job.spec.evaluation is None:
         return found
-    stages = stages_with("evaluation")
+    stages = select_stages("evaluation")
     return {**found, **queues.queues_of(evaluate_profile, stages, chosen_queueing(job, stages[0]))}
 
 
@@ -147,7 +149,7 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
         unknown = profiles.check_trainer(profile)
         if unknown is not None:
             return unknown
-        trainer = trainer_of(profile, snapshot.facts.trainer_image)
+        trainer = choose_trainer(profile, snapshot.facts.trainer_image)
     return Prerequisites(profile, evaluate_profile, store, trainer)
 
 
@@ -266,12 +268,12 @@ class Run(StagePass[FineTuneJobStatus]):
 
     def succeed(self, stage: Stage, message: str, steps: int = 0) -> None:
         """Complete the stage's progress, and set the condition that its row names."""
-        self.update(progress=progress.completed(self.status.progress, stage, steps))
+        self.update(progress=progress.complete_stage(self.status.progress, stage, steps))
         type_ = STAGES[stage].condition
         if type_ is not None:
             self.condition(type_, Reason.SUCCEEDED, message)
 
-    def plan(self, halt: Halt) -> Plan:
+    def plan(self, halt: PassOutcome) -> Plan:
         """The plan of a pass that ends with `halt`."""
         was_suspended = conditions.is_true(self.job.status.conditions, ConditionType.SUSPENDED)
         goes_on = isinstance(halt, Working | Blocked) and halt.reason != Reason.CANCELLING
@@ -283,7 +285,7 @@ class Run(StagePass[FineTuneJobStatus]):
         self.draft.events += result.events
         return self.draft.plan(result.manifest, result.requeue_after)
 
-    def _count_losses(self, halt: Halt) -> None:
+    def _count_losses(self, halt: PassOutcome) -> None:
         """A run that fails for good has lost the time of the stages without a recorded result."""
         if isinstance(halt, Failed) and ends_run(ConditionType.STALLED, "True", halt.reason):
             for times in self.status.stages:
@@ -292,7 +294,7 @@ class Run(StagePass[FineTuneJobStatus]):
                     lose_stage(self, times.name, halt.reason)
         total_losses(self)
 
-    def _show(self, halt: Halt) -> None:
+    def _show(self, halt: PassOutcome) -> None:
         if self.status.progress is None and self.status.evaluation is None:
             return
         state = SHOWN_AS.get(type(halt), "Running")

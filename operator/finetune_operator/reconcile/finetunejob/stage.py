@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time limit of a stage: a run that has used its time is stopped, with its state saved.
+"""One stage of a run: time limit, Job, and the record of its end.
+
+The time limit of a stage: a run that has used its time is stopped, with its state saved.
 
 Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage.
 
@@ -34,13 +36,13 @@ from finetune_operator.reconcile.evaluation_stages import (
 )
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config, device_facts
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, record
 from finetune_operator.reconcile.stages.job_cleanup import stop
-from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, running_orphans, until_ended
-from finetune_operator.reconcile.stages.runner import advance, create_again, has_run, start
+from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, running_orphans, wait_until_ended
+from finetune_operator.reconcile.stages.runner import advance, has_run, recreate_job, start
 from finetune_operator.reconcile.stages.stage_request import (
     CannotStart,
     JobPurpose,
@@ -51,9 +53,9 @@ from finetune_operator.reconcile.stages.stage_request import (
     StartNeeded,
 )
 from finetune_operator.stage_table import STAGES, JobStage
-from finetune_operator.status.conditions import find
+from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.stage_results import shown_problems
+from finetune_operator.status.stage_results import select_problems
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
@@ -83,7 +85,7 @@ def limit_of(run: Run, stage: Stage) -> Limit | None:
     )
 
 
-def at_limit(run: Run, limit: Limit) -> Halt | None:
+def stop_at_limit(run: Run, limit: Limit) -> PassOutcome | None:
     """Stop a stage that has used its time; None before that, and if the stage has ended by itself."""
     snapshot, name = run.snapshot, stage_job_name(run.job, limit.stage)
     job = snapshot.children[JOB].get(name)
@@ -95,20 +97,20 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
         pods += pods_of(job, snapshot)
     if job is not None or pods:
         message = "the time limit of the run is reached; waiting for the pods to save their state and end"
-        return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
+        return wait_until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
     last = run.status.progress
     where = f" at step {last.step} of {last.total_steps}" if last and last.stage == limit.stage else ""
     message = (
         f"{limit.stage} has used devices for {limit.seconds} seconds, and the operator stopped it{where} with"
         f" its state saved; to continue from there, {limit.advice}"
     )
-    before = find(run.job.status.conditions, ConditionType.STALLED)
+    before = find_condition(run.job.status.conditions, ConditionType.STALLED)
     if before is None or before.reason != Reason.MAX_RUN_SECONDS_EXCEEDED:
         run.draft.event(EventReason.STAGE_FAILED, message, "Warning")
     return Failed(Reason.MAX_RUN_SECONDS_EXCEEDED, message)
 
 
-def within(run: Run, limit: Limit, halt: Halt) -> Halt:
+def apply_time_limit(run: Run, limit: Limit, halt: PassOutcome) -> PassOutcome:
     """The same, with another pass when the time is used up."""
     if not isinstance(halt, Working | Blocked):
         return halt
@@ -249,14 +251,18 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
     )
 
 
-def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResult | Halt:
+def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResult | PassOutcome:
     """The stage's result, or how the pass ends."""
     limit = limit_of(run, stage) if STAGES[stage].time_limit else None
-    stopped = at_limit(run, limit) if limit is not None else None
+    stopped = stop_at_limit(run, limit) if limit is not None else None
     if stopped is not None:
         return stopped
     ended = _recorded(run, stage, _advance(run, stage, build_config))
-    return within(run, limit, ended) if limit is not None and not isinstance(ended, StageResult) else ended
+    return (
+        apply_time_limit(run, limit, ended)
+        if limit is not None and not isinstance(ended, StageResult)
+        else ended
+    )
 
 
 def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
@@ -284,14 +290,14 @@ def _create_again(
     if has_run(run, request.stage):
         return stuck.waiting
     trial = run.trial(begins_anew=not run.status.stages)
-    again = create_again(run.draft, stuck, build_job(trial, request, "stage", build_config))
+    again = recreate_job(run.draft, stuck, build_job(trial, request, "stage", build_config))
     if again is None:
         return stuck.waiting
     run.update(resolved=trial.status.resolved)
     return again
 
 
-def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
+def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | PassOutcome:
     """The same, once the status has what happened."""
     if isinstance(outcome, StageResult) and has_finished(run, stage):
         return outcome
@@ -302,6 +308,6 @@ def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
         return recorded
     prepared = recorded.result.prepare if recorded.result is not None else None
     if prepared is not None:
-        run.update(problems=shown_problems(prepared))
+        run.update(problems=select_problems(prepared))
     run.draft.event(EventReason.STAGE_FAILED, f"{stage} failed: {recorded.message}", "Warning")
     return Failed(recorded.reason, recorded.message)

@@ -16,17 +16,17 @@ from finetune_operator.reconcile.finetunejob.prediction import record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.pass_outcome import Failed, Halt
+from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
 from finetune_operator.reconcile.stages.jobs import pods_of
-from finetune_operator.reconcile.stages.stage_request import without_result
-from finetune_operator.status.progress import with_losses
+from finetune_operator.reconcile.stages.stage_request import fail_without_result
+from finetune_operator.status.progress import add_losses
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_operator.status.stage_results import trained_message, training_status, used_hyperparameters
 from finetune_trainer.contract.results import StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 
-def train(run: Run) -> Halt | None:
+def train(run: Run) -> PassOutcome | None:
     """Train, and record the Checkpoints."""
     if run.status.checkpoints:
         return None
@@ -47,7 +47,7 @@ def train(run: Run) -> Halt | None:
     if not isinstance(result, StageResult):
         return result
     if result.train is None or not result.train.checkpoints:
-        return without_result("train")
+        return fail_without_result("train")
     unknown = sorted({each.type for each in result.train.checkpoints} - set(get_args(CheckpointType)))
     if unknown:
         return Failed(
@@ -63,7 +63,7 @@ def best_checkpoint(run: Run) -> CheckpointSummary | Failed:
     """The Checkpoint to evaluate and promote: the best by validation loss, else the last one."""
     checkpoints = run.status.checkpoints
     marked = [c for c in checkpoints if c.best] or [c for c in checkpoints if c.final] or checkpoints
-    return marked[-1] if marked else without_result("train")
+    return marked[-1] if marked else fail_without_result("train")
 
 
 def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
@@ -116,7 +116,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     run.succeed("train", trained_message(trained, planned, measured), trained.steps)
     run.update(
         checkpoints=tuple(summaries),
-        progress=with_losses(run.status.progress, trained),
+        progress=add_losses(run.status.progress, trained),
         training=training,
         resolved=resolved.model_copy(update={"hyperparameters": hyperparameters}),
     )

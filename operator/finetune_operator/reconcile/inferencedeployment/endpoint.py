@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that an endpoint holds, and their price per hour.
+"""The observed endpoint and what a pass writes of it: status, cost, and protection of its pods.
+
+Devices that an endpoint holds, and their price per hour.
 
 Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions.
 
@@ -26,9 +28,9 @@ from finetune_operator.manifests.pod_protection import (
     build_endpoint_policy,
     build_shared_budget,
 )
-from finetune_operator.observe.deployments import trouble_of
+from finetune_operator.observe.deployments import find_trouble
 from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
-from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, with_health
+from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, set_health
 from finetune_operator.observe.pod_status import Price
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
@@ -41,12 +43,12 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     main_revision,
     pod_selector,
     recheck_seconds,
+    require_routing,
     traffic_of,
-    unless_unrouted,
 )
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Halt, finish_pass
-from finetune_operator.status.conditions import shortened, status_manifest
+from finetune_operator.reconcile.pass_outcome import PassOutcome, finish_pass
+from finetune_operator.status.conditions import shorten, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 
@@ -166,7 +168,7 @@ class ObservedEndpoint:
 
     def plan(
         self,
-        halt: Halt,
+        halt: PassOutcome,
         *,
         create: tuple[Create, ...] = (),
         apply: tuple[Apply, ...] = (),
@@ -205,7 +207,7 @@ class ObservedEndpoint:
             "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
             "display": EndpointDisplay(
-                models=shortened(",".join(endpoint.model_names), MAX_NAMES_CHARACTERS),
+                models=shorten(",".join(endpoint.model_names), MAX_NAMES_CHARACTERS),
                 ready=f"{ready}/{endpoint.spec.replicas}",
                 weight=_shown_weights(main_revision(after, endpoint.status.revision), listed),
                 verdict=_shown_verdict(listed),
@@ -216,7 +218,7 @@ class ObservedEndpoint:
         result = finish_pass(
             endpoint,
             endpoint.status.model_copy(update=values),
-            unless_unrouted(halt, routing),
+            require_routing(halt, routing),
             self.snapshot.now,
             announce_failure=FAILURES.get(halt.reason, EventReason.BLOCKED),
         )
@@ -238,7 +240,7 @@ class ObservedEndpoint:
         """Add the conditions that do not depend on the rollout; `revision` is the one that serves."""
         snapshot, generation = self.snapshot, self.endpoint.metadata.generation
         deployment = snapshot.children[DEPLOYMENT].get(revision)
-        trouble = trouble_of(revision, deployment, snapshot.children[POD], snapshot.now, snapshot.positions)
+        trouble = find_trouble(revision, deployment, snapshot.children[POD], snapshot.now, snapshot.positions)
         floor = snapshot.facts.trainer_image_floor
         health_of = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
@@ -247,7 +249,7 @@ class ObservedEndpoint:
             ConditionType.ROUTE_ACCEPTED: routing,
         }
         for type_, health in health_of.items():
-            conditions = with_health(conditions, type_, health, generation=generation, now=snapshot.now)
+            conditions = set_health(conditions, type_, health, generation=generation, now=snapshot.now)
         return conditions
 
 

@@ -9,7 +9,7 @@ from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNPROVEN
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNVERIFIED_STATES
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
 from finetune_operator.reconcile.inferencedeployment.revision.weights import (
     fill_cache,
@@ -19,12 +19,12 @@ from finetune_operator.reconcile.inferencedeployment.revision.weights import (
     with_served_merge,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout import may_start, roll_out
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import route_needs
 from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Halt, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, Working
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform.profiles import label_needs, named_profile
 from finetune_operator.reconcile.platform.queues import queue_needs, serving_queue
 from finetune_operator.reconcile.platform.storage import claims_of
@@ -55,12 +55,12 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     """Plan one pass over an endpoint."""
     if endpoint.metadata.deletion_timestamp is not None:
         return Plan()
-    draft = Draft(snapshot)
+    draft = PlanBuilder(snapshot)
     targets = targets_of(draft, endpoint)
     wanted = wanted_revision(endpoint, targets, snapshot)
     if not isinstance(wanted, Revision):
         return _with_draft(_keep(ObservedEndpoint(endpoint, snapshot), wanted), draft)
-    view = EndpointView(endpoint, snapshot, targets, wanted)
+    view = RolloutContext(endpoint, snapshot, targets, wanted)
     prepared = _prepare(draft, view)
     waits = prepared.requeue_after if not isinstance(prepared, Revision) else None
     if isinstance(prepared, Revision):
@@ -72,7 +72,7 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     return _with_draft(plan, draft, waits)
 
 
-def _with_draft(plan: Plan, draft: Draft, waits: float | None = None) -> Plan:
+def _with_draft(plan: Plan, draft: PlanBuilder, waits: float | None = None) -> Plan:
     """The plan with the writes that prepare a revision; `waits`: seconds until they need another pass."""
     return replace(
         plan,
@@ -83,7 +83,7 @@ def _with_draft(plan: Plan, draft: Draft, waits: float | None = None) -> Plan:
     )
 
 
-def _prepare(draft: Draft, view: EndpointView) -> Revision | Working | Blocked:
+def _prepare(draft: PlanBuilder, view: RolloutContext) -> Revision | Working | Blocked:
     """Make what pods of the wanted revision will read: merged weights, and the model in the model cache.
 
     The revision is returned as it is while no pod of it may start.
@@ -101,7 +101,7 @@ def _prepare(draft: Draft, view: EndpointView) -> Revision | Working | Blocked:
     return fill_cache(draft, view.endpoint, merged) or merged
 
 
-def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
+def _keep(observed: ObservedEndpoint, halt: PassOutcome) -> Plan:
     """Keep the revisions that serve while no revision can be rolled out.
 
     A revision that was starting is deleted: it could not get requests, and others wait for its room and slot.
@@ -110,7 +110,7 @@ def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
     restored, events = observed.corrections(*weights)
     deployments = observed.snapshot.children[DEPLOYMENT]
     revisions = observed.endpoint.status.revisions
-    starting = [each for each in revisions if each.state in UNPROVEN and each.name not in weights]
+    starting = [each for each in revisions if each.state in UNVERIFIED_STATES and each.name not in weights]
     for each in starting:
         entry = RevisionStatus(name=each.name, state="Retired", models=each.models)
         revisions = with_entry(revisions, entry, observed.snapshot.now)

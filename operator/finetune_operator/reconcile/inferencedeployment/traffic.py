@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routing of an endpoint's requests to its revisions. No other module knows how requests are routed.
+"""Traffic of an endpoint to its revisions: by a Service or an HTTPRoute, and whether the route is accepted.
+
+Routing of an endpoint's requests to its revisions. No other module knows how requests are routed.
 
 The objects that route requests decide which revision serves; the status only repeats it.
 
@@ -22,7 +24,13 @@ from finetune_operator.api.endpoint_access import EndpointGateway
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.errors import is_refusal
-from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE, applied_whole, controller_uid
+from finetune_operator.engine.resources import (
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    SERVICE,
+    controller_uid,
+    find_wholly_applied_fields,
+)
 from finetune_operator.manifests.endpoint import (
     build_http_route,
     build_revision_service,
@@ -34,8 +42,8 @@ from finetune_operator.observe.endpoint_health import EndpointHealth, is_stale, 
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, Halt, Working
-from finetune_operator.status.conditions import find
+from finetune_operator.reconcile.pass_outcome import Blocked, Done, PassOutcome, Working
+from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 
 ALL: Final = 100
@@ -267,7 +275,7 @@ class GatewayTraffic:
         if self._route is None:
             return False
         read, wanted = self._route["spec"], self._build(weights)["spec"]
-        own = applied_whole(self._route, OPERATOR)
+        own = find_wholly_applied_fields(self._route, OPERATOR)
         # Additions of others, such as a filter, do not count as written, also if they name the operator as
         # manager. Defaults of a newer Gateway API do.
         return all(
@@ -353,7 +361,7 @@ While a gateway has not accepted the route, the time is a quarter of the time wa
 """
 
 
-def unless_unrouted(halt: Halt, routing: EndpointHealth | None) -> Halt:
+def require_routing(halt: PassOutcome, routing: EndpointHealth | None) -> PassOutcome:
     """The end of the pass: an endpoint whose gateways do not route to it is not Ready."""
     if routing is None or routing.status == "True" or not isinstance(halt, Done):
         return halt
@@ -364,7 +372,7 @@ def unless_unrouted(halt: Halt, routing: EndpointHealth | None) -> Halt:
 
 def recheck_seconds(conditions: tuple[Condition, ...], now: datetime) -> float | None:
     """Seconds until the route must be read again; None if there is none."""
-    routing = find(conditions, ConditionType.ROUTE_ACCEPTED)
+    routing = find_condition(conditions, ConditionType.ROUTE_ACCEPTED)
     if routing is None:
         return None
     waited = (now - routing.last_transition_time).total_seconds()

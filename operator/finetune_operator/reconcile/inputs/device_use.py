@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Use of devices by the pods of each ComputeProfile, also by pods that were deleted a moment ago.
+"""Use of the devices of ComputeProfiles, as the caches know it: by pods, unfinished Jobs and last runs.
+
+Use of devices by the pods of each ComputeProfile, also by pods that were deleted a moment ago.
 
 Jobs with devices that have not ended, by namespace and ComputeProfile.
 
@@ -17,7 +19,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from finetune_operator.engine.resources import controller
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.device_usage import PodUse, job_devices, profile_of, use_of
+from finetune_operator.observe.device_usage import PodUse, job_devices, read_profile, read_use
 from finetune_operator.observe.pod_status import has_ended, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType
@@ -69,7 +71,7 @@ class DeviceUse:
 
     def _read(self, pod: Manifest) -> PodUse | None:
         """The use of the pod. What cannot be read of it is reported once."""
-        found, metadata = use_of(pod), pod["metadata"]
+        found, metadata = read_use(pod), pod["metadata"]
         if found is not None and found.problem and metadata["uid"] not in self._unread:
             self._unread.add(metadata["uid"])
             logger.warning(
@@ -161,7 +163,7 @@ def _device_job(job: Manifest, devices: int) -> DeviceJob:
 
 
 def _place(job: Manifest) -> Place:
-    return job["metadata"]["namespace"], profile_of(job)
+    return job["metadata"]["namespace"], read_profile(job)
 
 
 MAX_RUNS: Final = 20

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order within groups of objects, such as the versions of a Dataset, kept up to date with each change.
+"""Indexes of the caches: by what an object names, and in order within groups.
+
+Order within groups of objects, such as the versions of a Dataset, kept up to date with each change.
 
 Indexes that find the objects which another object concerns, at a cost proportional to their number.
 

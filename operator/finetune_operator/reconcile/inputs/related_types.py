@@ -172,7 +172,7 @@ class Lookup:
         return ("list",) if self.shared.answers is None else ("get", "list")
 
 
-Secondary = Child | Lookup
+RelatedType = Child | Lookup
 
 
 def _slim_job(job: Manifest) -> Manifest:
@@ -262,7 +262,7 @@ def _is_on_one_node(claim: Manifest | None) -> bool:
     return claim is None or "ReadWriteMany" not in (claim.get("spec", {}).get("accessModes") or ())
 
 
-SECONDARIES: Final[tuple[Secondary, ...]] = (
+RELATED_TYPES: Final[tuple[RelatedType, ...]] = (
     Child(JOB, kept=_slim_job),
     Child(DEPLOYMENT),
     Child(POD, owners=by_run, belongs=_is_pod_of, kept=_slim_pod),
@@ -315,14 +315,14 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
 
 def no_children() -> Children:
     """The children of an object that has none."""
-    return {each.type: {} for each in children_of(SECONDARIES)}
+    return {each.type: {} for each in children_of(RELATED_TYPES)}
 
 
-def children_of(secondaries: tuple[Secondary, ...]) -> tuple[Child, ...]:
+def children_of(secondaries: tuple[RelatedType, ...]) -> tuple[Child, ...]:
     """The types that the operator watches."""
     return tuple(each for each in secondaries if isinstance(each, Child))
 
 
-def lookups_of(secondaries: tuple[Secondary, ...]) -> tuple[Lookup, ...]:
+def lookups_of(secondaries: tuple[RelatedType, ...]) -> tuple[Lookup, ...]:
     """The types that the operator requests by name."""
     return tuple(each for each in secondaries if isinstance(each, Lookup))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a namespace may start another stage with devices of a ComputeProfile that has a budget.
+"""Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
+
+Whether a namespace may start another stage with devices of a ComputeProfile that has a budget.
 
 Count what each namespace uses of a ComputeProfile with a budget.
 

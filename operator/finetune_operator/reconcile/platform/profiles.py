@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about one device of a ComputeProfile.
+"""The ComputeProfile of an object: which one, whether the object may use it, and what its devices are.
+
+What is known about one device of a ComputeProfile.
 
 The ComputeProfile and store of an object, or what the user has to do if there is none.
 """
@@ -14,7 +16,7 @@ from finetune_operator.api.references import NAMESPACE_PLACEHOLDER, StoreReferen
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
-from finetune_operator.manifests.trainer_config import trainer_of
+from finetune_operator.manifests.trainer_config import choose_trainer
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked
@@ -179,7 +181,7 @@ def _not_allowed(
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:
     """Whether this operator supports the contract of the profile's own trainer image."""
-    contract = trainer_of(profile, "").contract
+    contract = choose_trainer(profile, "").contract
     if contract in CONTRACT_VERSIONS:
         return None
     return Blocked(

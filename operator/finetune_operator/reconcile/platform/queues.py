@@ -10,7 +10,7 @@ from finetune_operator.api.compute import QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOADS, POD, WORKLOAD
-from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
+from finetune_operator.manifests.queueing import QUEUE_LABEL, choose_queue, choose_stage_queue
 from finetune_operator.observe.admission import waiting_since
 from finetune_operator.observe.deployments import is_gated
 from finetune_operator.plan import Manifest
@@ -33,13 +33,13 @@ def queues_of(
     """The queues of the stages, of which the object may choose another one."""
     if profile is None or isinstance(profile, Blocked):
         return {}
-    found = {STAGES[each].queue: queueing_of_stage(each, profile, chosen).queue_name for each in stages}
+    found = {STAGES[each].queue: choose_stage_queue(each, profile, chosen).queue_name for each in stages}
     return {_field(name, queue, profile, chosen): queue for name, queue in found.items() if queue}
 
 
 def serving_queue(profile: ComputeProfile, chosen: QueueChoice) -> Queues:
     """The queue of an endpoint's pods."""
-    queue = queueing_of("serve", profile, chosen).queue_name
+    queue = choose_queue("serve", profile, chosen).queue_name
     return {_field("serve", queue, profile, chosen): queue} if queue else {}
 
 
@@ -100,7 +100,7 @@ def admission_needs(snapshot: Snapshot) -> Needs:
     return {type_: needed for type_, needed in names.items() if needed}
 
 
-def merged(*needs: Needs) -> Needs:
+def merge_needs(*needs: Needs) -> Needs:
     """All needs of a pass."""
     types = {type_ for each in needs for type_ in each}
     return {type_: frozenset(name for each in needs for name in each.get(type_, ())) for type_ in types}

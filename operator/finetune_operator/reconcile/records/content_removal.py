@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The finalizer of records and their owners. It delays deletion until the content is removed.
+"""Removal of content from stores before an object with `deletionPolicy: Delete` goes.
+
+The finalizer of records and their owners. It delays deletion until the content is removed.
 
 Remove a folder of a record or run from a store with a small Job, with retries for one day.
 
@@ -23,7 +25,7 @@ from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
 from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import FINALIZER, STAGE, stage_job_name
-from finetune_operator.manifests.trainer_config import trainer_of
+from finetune_operator.manifests.trainer_config import choose_trainer
 from finetune_operator.manifests.volumes import parse_store, run_folder
 from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest, Plan
@@ -31,9 +33,9 @@ from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.pass_outcome import RETRY_SECONDS, Blocked, Working, finish_pass
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, until_ended
+from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, wait_until_ended
 from finetune_operator.reconcile.stages.retried_job import AttemptFailed, follow
 from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import EventReason, Reason
@@ -86,7 +88,7 @@ class Removal:
     """Name of the folder of a run; None: the owner's uid."""
 
 
-def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
+def remove(draft: PlanBuilder, removal: Removal) -> Working | Blocked | None:
     """Remove the folder with a Job; None once that is done."""
     snapshot, name = (
         draft.snapshot,
@@ -102,7 +104,7 @@ def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
     return halt
 
 
-def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
+def _start(draft: PlanBuilder, removal: Removal, name: str) -> Working | Blocked:
     snapshot, owner, claim = draft.snapshot, removal.owner, storage.claim_name(removal.store)
     if claim is not None and snapshot.is_missing(CLAIM, claim):
         return _trouble(
@@ -114,7 +116,7 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
         )
     profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, snapshot)
     known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
-    trainer = trainer_of(known, snapshot.facts.trainer_image)
+    trainer = choose_trainer(known, snapshot.facts.trainer_image)
     secret = SecretReference(name=removal.secret) if removal.secret else None
     draft.start_job(
         build_stage_job(
@@ -181,7 +183,7 @@ def removals_of(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[Removal, ..
     return tuple(each for each in removals if each is not None)
 
 
-def release(draft: Draft, owner: FineTuneJob | Evaluation, removals: Sequence[Removal]) -> Plan:
+def release(draft: PlanBuilder, owner: FineTuneJob | Evaluation, removals: Sequence[Removal]) -> Plan:
     """The plan of a pass that releases the owner once its folders are removed, or after a timeout."""
     snapshot = draft.snapshot
     remaining = (owner.metadata.deletion_timestamp or snapshot.now) + REMOVAL_TIMEOUT - snapshot.now
@@ -208,12 +210,12 @@ def is_without_claim(store: str, snapshot: Snapshot) -> bool:
     return claim is not None and snapshot.is_missing(CLAIM, claim)
 
 
-def _remove(draft: Draft, removals: Sequence[Removal]) -> Working | Blocked | None:
+def _remove(draft: PlanBuilder, removals: Sequence[Removal]) -> Working | Blocked | None:
     halts = [halt for removal in removals if (halt := remove(draft, removal)) is not None]
     return halts[0] if halts else None
 
 
-def _stop(draft: Draft, owner: FineTuneJob | Evaluation) -> Working | Blocked | None:
+def _stop(draft: PlanBuilder, owner: FineTuneJob | Evaluation) -> Working | Blocked | None:
     """Delete the owner's Jobs, because nothing may write into a folder that is being removed."""
     snapshot = draft.snapshot
     running = [
@@ -227,7 +229,7 @@ def _stop(draft: Draft, owner: FineTuneJob | Evaluation) -> Working | Blocked | 
         return None
     whose = "run" if isinstance(owner, FineTuneJob) else owner.kind
     message = f"waiting for the {whose}'s pods to end before its folder in the store is removed"
-    return until_ended(pods, Reason.CLEANING_UP, message, snapshot.now)
+    return wait_until_ended(pods, Reason.CLEANING_UP, message, snapshot.now)
 
 
 def _serves_deletion(job: Manifest) -> bool:

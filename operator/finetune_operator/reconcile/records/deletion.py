@@ -18,7 +18,7 @@ from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Working, finish_pass
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.content_removal import (
     REMOVAL_TIMEOUT,
@@ -29,7 +29,7 @@ from finetune_operator.reconcile.records.content_removal import (
     remove,
     without_finalizer,
 )
-from finetune_operator.reconcile.records.retention import needed_by, readers_of
+from finetune_operator.reconcile.records.retention import find_users, readers_of
 from finetune_operator.reconcile.records.source_check_schedule import until_check
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_finished, is_settled
@@ -55,18 +55,22 @@ def finalize(record: Record, snapshot: Snapshot) -> Plan:
     stays = _why_it_stays(record, stores, snapshot)
     if stays is not None:
         return Plan(events=(stays,), metadata=without_finalizer(record))
-    users = sorted({*needed_by(record, snapshot), *readers_of(record, snapshot)})
+    users = sorted({*find_users(record, snapshot), *readers_of(record, snapshot)})
     if users:
         message = f"{_folders(record, stores)} is removed when {', '.join(users)} no longer needs it"
-        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.IN_USE, message, RECHECK_SECONDS))
+        return _wait(
+            record, snapshot, PlanBuilder(snapshot), Blocked(Reason.IN_USE, message, RECHECK_SECONDS)
+        )
     if _is_partly_unseen(stores, snapshot):
         message = (
             f"{_folders(record, stores)} is removed when the operator can list every namespace that it"
             " watches, because records there may have the same content; its log names the namespaces that it"
             " is not allowed to list"
         )
-        return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS))
-    draft = Draft(snapshot)
+        return _wait(
+            record, snapshot, PlanBuilder(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS)
+        )
+    draft = PlanBuilder(snapshot)
     derived = removals_of(record, snapshot) if isinstance(record, Checkpoint) else ()
     removals = (*(_removal(record, store) for store in stores), *derived)
     halts = [halt for removal in removals if (halt := remove(draft, removal)) is not None]
@@ -120,7 +124,7 @@ def _name_of_maker(record: Record, snapshot: Snapshot) -> str:
 
 
 def _kept(message: str) -> Event:
-    return Event("Normal", EventReason.CONTENT_KEPT, conditions.shortened(message))
+    return Event("Normal", EventReason.CONTENT_KEPT, conditions.shorten(message))
 
 
 def _deadline(record: Record) -> datetime:
@@ -176,7 +180,7 @@ def _folders(record: Record, stores: tuple[str, ...]) -> str:
     )
 
 
-def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Blocked) -> Plan:
+def _wait(record: Record, snapshot: Snapshot, draft: PlanBuilder, halt: Working | Blocked) -> Plan:
     left = max(1.0, (_deadline(record) - snapshot.now).total_seconds())
     result = finish_pass(record, record.status, halt, snapshot.now)
     draft.events += result.events

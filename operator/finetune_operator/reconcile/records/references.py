@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Checkpoint was made by.
+"""Records that others refer to: a DatasetVersion by its Dataset, and the run of a Checkpoint.
+
+What a Checkpoint was made by.
 
 The DatasetVersion that a run or an Evaluation reads, by its reference to a Dataset.
 """
@@ -13,7 +15,7 @@ from finetune_operator.api.references import DatasetReference
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Working
-from finetune_operator.status.conditions import find, is_true
+from finetune_operator.status.conditions import find_condition, is_true
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 
 
@@ -72,14 +74,14 @@ def _latest_version(name: str, user: Resource, snapshot: Snapshot) -> DatasetVer
         )
     status = dataset.status
     current = status.observed_generation == dataset.metadata.generation
-    stalled = find(status.conditions, ConditionType.STALLED)
+    stalled = find_condition(status.conditions, ConditionType.STALLED)
     if current and stalled is not None:
         return Blocked(
             Reason.DATASET_FAILED,
             f"Dataset {name} failed with {stalled.reason}: {stalled.message}",
             requeue_after=None,
         )
-    state = find(status.conditions, ConditionType.RECONCILING)
+    state = find_condition(status.conditions, ConditionType.RECONCILING)
     if current and state is not None and state.reason not in UNDER_WAY:
         return _blocked_by(dataset)
     if not current or not is_true(status.conditions, ConditionType.READY):
@@ -93,6 +95,6 @@ def _latest_version(name: str, user: Resource, snapshot: Snapshot) -> DatasetVer
 
 def _blocked_by(dataset: Dataset) -> Blocked:
     """A user or an administrator must act on the Dataset; its users continue when the Dataset does."""
-    state = find(dataset.status.conditions, ConditionType.RECONCILING)
+    state = find_condition(dataset.status.conditions, ConditionType.RECONCILING)
     why = f", which is blocked. {state.reason}: {state.message}" if state is not None else ""
     return Blocked(Reason.WAITING_FOR_DATASET, f"waiting for Dataset {dataset.name}{why}", requeue_after=None)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs, Evaluations and endpoints that need the content of a record.
+"""How long records stay: who needs them, the end of their owner, history limits.
+
+Runs, Evaluations and endpoints that need the content of a record.
 
 Records that are deleted together with the Dataset or run that made them.
 
@@ -24,7 +26,7 @@ from finetune_operator.plan import Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import address, version_owner
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import is_rejected
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform import profiles
 from finetune_operator.reconcile.platform.storage import is_same_place
 from finetune_operator.reconcile.records.content_removal import (
@@ -33,18 +35,18 @@ from finetune_operator.reconcile.records.content_removal import (
     has_finalizer,
     without_finalizer,
 )
-from finetune_operator.status.conditions import find, is_finished
+from finetune_operator.status.conditions import find_condition, is_finished
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 
 def waits_for_users(record: Record) -> bool:
     """Whether the record is being deleted and its content stays until no run or endpoint needs it."""
-    state = find(record.status.conditions, ConditionType.RECONCILING)
+    state = find_condition(record.status.conditions, ConditionType.RECONCILING)
     is_terminating = record.metadata.deletion_timestamp is not None
     return is_terminating and state is not None and state.reason == Reason.IN_USE
 
 
-def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
+def find_users(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
     """Endpoints, unfinished runs and Evaluations that read the record's content, or will.
 
     Endpoints of other namespaces count if the content is in a bucket and they have served it: a pin alone is
@@ -189,16 +191,16 @@ def _compared(job: FineTuneJob) -> LiveComparison | None:
 MAX_NAMES_IN_MESSAGE: Final = 8
 
 
-def delete_with(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> Plan:
+def delete_records_and_release(owner: Owner, records: Iterable[Record], snapshot: Snapshot) -> Plan:
     """Delete the records of an owner that is being deleted, except needed ones, and release the owner."""
     if not has_finalizer(owner):
         return Plan()
-    draft = Draft(snapshot)
+    draft = PlanBuilder(snapshot)
     delete_records(draft, records)
     return draft.plan(None, metadata=without_finalizer(owner))
 
 
-def delete_records(draft: Draft, records: Iterable[Record]) -> None:
+def delete_records(draft: PlanBuilder, records: Iterable[Record]) -> None:
     """Delete the records of an owner that is being deleted, except those that are still needed.
 
     A record whose own policy is Retain stays. If the namespace is being deleted, Kubernetes deletes all of
@@ -230,7 +232,7 @@ def _why_it_stays(record: Record, snapshot: Snapshot) -> str:
         return f"deletionPolicy: {record.spec.deletion_policy}"
     if isinstance(record, Checkpoint) and record.status.promoted_at is not None and not is_rejected(record):
         return "promoted"
-    return ", ".join(f"in use by {user}" for user in needed_by(record, snapshot)[:MAX_NAMES_IN_MESSAGE])
+    return ", ".join(f"in use by {user}" for user in find_users(record, snapshot)[:MAX_NAMES_IN_MESSAGE])
 
 
 def deletion_target(record: Record) -> Manifest:
@@ -279,7 +281,7 @@ def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
 def _is_kept(record: Record, snapshot: Snapshot) -> bool:
     """Whether the record is needed, or a user has changed it."""
     return (
-        is_edited(record) or snapshot.checkpoints.is_origin(record.name) or bool(needed_by(record, snapshot))
+        is_edited(record) or snapshot.checkpoints.is_origin(record.name) or bool(find_users(record, snapshot))
     )
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device time that led to no result, by cause: repeated training, and stages that failed.
+"""Accounting of a stage: progress, device time, cost, and time that led to no result.
+
+Device time that led to no result, by cause: repeated training, and stages that failed.
 
 Progress, times and failures of an object's stages, from the reports and the timestamps of its pods.
 """
@@ -13,17 +15,17 @@ from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.stage_status import EndedPod, LostCause, PodEndCause, StageStatus, StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES
-from finetune_operator.observe.device_usage import devices_per_pod, profile_of
-from finetune_operator.observe.pod_status import Price, container_state, has_ended, has_started, with_cost
-from finetune_operator.observe.pod_termination import with_ended
+from finetune_operator.observe.device_usage import devices_per_pod, read_profile
+from finetune_operator.observe.pod_status import Price, add_cost, container_state, has_ended, has_started
+from finetune_operator.observe.pod_termination import add_ended_pods
 from finetune_operator.observe.stage_usage import (
-    finished_stage,
+    add_lost,
+    finish_stage,
     open_device_seconds,
     stage_usage,
     sum_lost,
-    with_lost,
 )
-from finetune_operator.reconcile.pass_outcome import Blocked, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, Working
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobs import pods_of
 from finetune_operator.reconcile.stages.stage_request import Outcome, StageFailed, StagePass
@@ -67,9 +69,9 @@ def with_repeated(
     ended = usage.ended or () if usage is not None and usage.name == times.name else ()
     lost, rest = times.lost, result.train.lost_device_seconds
     for cause, seconds in _repeats(result.train.repeats, ended):
-        lost, rest = with_lost(lost, cause, seconds * devices_per_process), rest - seconds
+        lost, rest = add_lost(lost, cause, seconds * devices_per_process), rest - seconds
     if rest > ROUNDED_SECONDS:
-        lost = with_lost(lost, _only_cause(ended), rest * devices_per_process)
+        lost = add_lost(lost, _only_cause(ended), rest * devices_per_process)
     return times.model_copy(update={"lost": lost})
 
 
@@ -110,7 +112,7 @@ def lose_stage(run: StagePass[Any], stage: Stage, reason: str) -> None:
     run.update(
         stages=tuple(
             times.model_copy(
-                update={"lost": with_lost(times.lost, cause_of(reason), open_device_seconds(times))}
+                update={"lost": add_lost(times.lost, cause_of(reason), open_device_seconds(times))}
             )
             if times.name == stage
             else times
@@ -131,7 +133,7 @@ def lose_measurement(run: StagePass[Any], reason: str) -> None:
     usage = run.status.usage
     if usage is not None:
         seconds = max(0.0, open_device_seconds(usage) - (usage.settled_device_seconds or 0))
-        lost = with_lost(usage.lost, cause_of(reason), seconds)
+        lost = add_lost(usage.lost, cause_of(reason), seconds)
         run.update(usage=usage.model_copy(update={"lost": lost}))
 
 
@@ -150,11 +152,11 @@ def cause_of(reason: str) -> LostCause:
     return "BadData" if reason in OF_INPUTS else "Failure"
 
 
-def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult | StageFailed | Halt:
+def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult | StageFailed | PassOutcome:
     """Take what happened to a stage into the status; the caller decides what its end means."""
     follow(run, stage)
     if isinstance(outcome, Working):
-        run.update(progress=progress.entered(run.status.progress, stage))
+        run.update(progress=progress.begin_stage(run.status.progress, stage))
     has_ended_pod = isinstance(outcome, StageResult | StageFailed | Retry) or _lost_a_pod(run, stage, outcome)
     if has_ended_pod or _has_begun(run, stage):
         count_usage(run, stage)
@@ -175,7 +177,7 @@ def follow(run: StagePass[Any], stage: Stage) -> None:
         return
     if all(pod["metadata"]["uid"] != report.pod for pod in pods_of(job, run.snapshot)):
         return
-    new = progress.merged(run.status.progress, stage, report.progress)
+    new = progress.merge_report(run.status.progress, stage, report.progress)
     if new != run.status.progress:
         run.update(progress=new)
         count_usage(run, stage)
@@ -207,7 +209,7 @@ def _lost_a_pod(run: StagePass[Any], stage: Stage, outcome: Outcome) -> bool:
     if not isinstance(outcome, Working | Blocked) or not (continues or outcome.reason == Reason.QUEUED):
         return False
     known = usage.ended if usage is not None and usage.name == stage else None
-    return with_ended(known or (), pods) != (known or ())
+    return add_ended_pods(known or (), pods) != (known or ())
 
 
 def count_usage(run: StagePass[Any], stage: Stage) -> None:
@@ -220,9 +222,9 @@ def count_usage(run: StagePass[Any], stage: Stage) -> None:
     if usage is None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
-    profile = run.snapshot.profiles.get(profile_of(job))
+    profile = run.snapshot.profiles.get(read_profile(job))
     added = usage.device_seconds - counted
-    run.update(usage=usage, cost=with_cost(run.status.cost, added, Price.of(profile)))
+    run.update(usage=usage, cost=add_cost(run.status.cost, added, Price.of(profile)))
 
 
 def has_finished(run: StagePass[Any], stage: Stage) -> bool:
@@ -241,14 +243,14 @@ def finish(run: StagePass[Any], stage: Stage, result: StageResult | None = None)
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
     usage = run.status.usage
-    times = with_repeated(finished_stage(usage, stage), usage, result, _devices_per_process(run, stage))
+    times = with_repeated(finish_stage(usage, stage), usage, result, _devices_per_process(run, stage))
     run.update(stages=(*others, times), usage=None, retry=None)
 
 
 def _devices_per_process(run: StagePass[Any], stage: Stage) -> int:
     """Devices of each process of the stage: one process uses all CPU cores of its pod."""
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
-    profile = None if job is None else run.snapshot.profiles.get(profile_of(job))
+    profile = None if job is None else run.snapshot.profiles.get(read_profile(job))
     if job is None or profile is None or profile.spec.accelerator.resource != CPU:
         return 1
     return max(1, devices_per_pod(job))

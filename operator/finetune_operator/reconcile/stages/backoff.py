@@ -60,7 +60,7 @@ def count_failure(
     return before.model_copy(update={"failures": before.failures + 1, "last_failure_at": failed_at})
 
 
-def count_give_back(before: RetryStatus | None, stage: Stage, now: datetime) -> RetryStatus:
+def count_release(before: RetryStatus | None, stage: Stage, now: datetime) -> RetryStatus:
     """The times in a row that the stage gave its devices back, including the one at `now`."""
     times = before.failures if before is not None and before.stage == stage and before.gave_back else 0
     return RetryStatus(stage=stage, failures=times + 1, last_failure_at=now, gave_back=True)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes whose devices the pods of a stage can get, and whether two stages compete for the same ones.
+"""Runs of several pods that hold parts of the same devices, and the release of these devices.
+
+Nodes whose devices the pods of a stage can get, and whether two stages compete for the same ones.
 
 Runs of several pods that hold a part of the devices that they need: they give them back.
 
@@ -26,7 +28,7 @@ from finetune_operator.observe.pod_status import has_ended, newest_per_index, no
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.stage_request import StageRequest
@@ -148,17 +150,17 @@ def _covers(other: Toleration, toleration: Toleration) -> bool:
     )
 
 
-GIVE_BACK_AFTER: Final = timedelta(minutes=5)
+RELEASE_AFTER: Final = timedelta(minutes=5)
 """How long a run waits for its remaining pods before it gives its devices back.
 
 An autoscaler needs a few minutes for a new node, and loses its reason to add one if pods are deleted.
 """
-GIVE_BACK_TO_OTHER_TAINTS_AFTER: Final = timedelta(hours=1)
+RELEASE_TO_OTHER_TAINTS_AFTER: Final = timedelta(hours=1)
 """How long it waits if the older run tolerates other taints, so that both rarely use the same nodes.
 
 Both may hold devices of nodes without taints, and then nothing else ends their wait.
 """
-GIVE_BACK_ALONE_AFTER: Final = timedelta(hours=1)
+RELEASE_ALONE_AFTER: Final = timedelta(hours=1)
 """How long a run waits that competes with no older one. Runs of one pod may need its devices, too."""
 RECHECK_SECONDS: Final = 30.0
 """Time between two passes over a run that waits for its remaining pods: another run may join it."""
@@ -173,7 +175,9 @@ def is_partly_scheduled(job: Manifest, pods: list[Manifest]) -> bool:
     return bool(lacking) and any("nodeName" in pod["spec"] for pod in current)
 
 
-def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | None:
+def release_devices(
+    draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: StageRequest
+) -> Retry | None:
     """Delete the Job of a partly scheduled run that has waited for long, or while an older one waits too.
 
     The wait until the Job is created again grows each time. None: the run keeps what it has.
@@ -186,7 +190,7 @@ def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageR
             "an older run of several pods waits for devices too, and each held a part of what the other one"
             " needs"
         )
-    elif waited >= GIVE_BACK_ALONE_AFTER:
+    elif waited >= RELEASE_ALONE_AFTER:
         placed = sum("nodeName" in pod["spec"] for pod in newest_per_index(pods) if not has_ended(pod))
         why = (
             f"no more than {placed} of {nodes_of(job)} pods had a node for an hour. If the nodes never"
@@ -195,14 +199,14 @@ def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageR
     else:
         return None
     draft.remove(job)
-    status = backoff.count_give_back(request.retry, request.stage, snapshot.now)
+    status = backoff.count_release(request.retry, request.stage, snapshot.now)
     message = f"the {request.stage} pods gave their devices back: {why}"
     draft.event(EventReason.DEVICES_GIVEN_BACK, message)
     halt = Working(Reason.QUEUED, message)
     return Retry(Reason.QUEUED, message, None, status, halt)
 
 
-def held_back(request: StageRequest, now: datetime) -> Working | None:
+def wait_after_release(request: StageRequest, now: datetime) -> Working | None:
     """Wait until the Job of a run that gave its devices back is created again."""
     retry = request.retry
     if retry is None or not retry.gave_back or retry.stage != request.stage:
@@ -227,7 +231,7 @@ def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Sn
     older = (run for run in waiting if _age(run) < _age(own) and _is_partly_placed(run))
     rivals = (_pool(run, request.stage, snapshot) for run in older)
     return any(
-        waited >= (GIVE_BACK_TO_OTHER_TAINTS_AFTER if pool.has_other_taints_than(rival) else GIVE_BACK_AFTER)
+        waited >= (RELEASE_TO_OTHER_TAINTS_AFTER if pool.has_other_taints_than(rival) else RELEASE_AFTER)
         for rival in rivals
         if rival is not None and pool.may_share_nodes_with(rival)
     )
@@ -245,7 +249,7 @@ def _is_partly_placed(run: FineTuneJob) -> bool:
     One that holds none waits for the end of other runs, or forever for a node that does not exist. One that
     only waits for its claim would not use them.
     """
-    reconciling = conditions.find(run.status.conditions, ConditionType.RECONCILING)
+    reconciling = conditions.find_condition(run.status.conditions, ConditionType.RECONCILING)
     message = "" if reconciling is None else reconciling.message
     return shows_running_pods(message) and ("Insufficient" in message or lacks_capacity(message))
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop the Jobs of an object: the grace period of their pods saves the state.
+"""End of the Jobs of an object: stop those that run, delete what ended Jobs leave.
+
+Stop the Jobs of an object: the grace period of their pods saves the state.
 
 Children of an object that has ended: its finished Jobs, and what their pods shared.
 """
@@ -15,17 +17,17 @@ from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.stages.accounting import count_usage
 from finetune_operator.reconcile.stages.jobs import (
     has_result,
     is_unfinished,
     pods_of,
     running_orphans,
-    until_ended,
+    wait_until_ended,
 )
 from finetune_operator.reconcile.stages.stage_request import StagePass
-from finetune_operator.status.conditions import find
+from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
@@ -48,7 +50,7 @@ def stop_all(
         stop(run, child)
     pods = [*orphans, *(pod for child in running for pod in pods_of(child, snapshot))]
     message = f"waiting for the pods to save {saves} and end"
-    return until_ended(pods, reason, message, snapshot.now)
+    return wait_until_ended(pods, reason, message, snapshot.now)
 
 
 def count_running(run: StagePass[Any]) -> None:
@@ -76,7 +78,9 @@ def _saves(job: Manifest, snapshot: Snapshot) -> bool:
     )
 
 
-def clear_leftovers(draft: Draft, conditions: tuple[Condition, ...], keep_seconds: int) -> float | None:
+def delete_finished_children(
+    draft: PlanBuilder, conditions: tuple[Condition, ...], keep_seconds: int
+) -> float | None:
     """Delete the children `keep_seconds` after the end: finished Jobs, then the pods' Service and
     NetworkPolicy; never a record.
 
@@ -90,7 +94,7 @@ def clear_leftovers(draft: Draft, conditions: tuple[Condition, ...], keep_second
     leftover = [child for child in snapshot.children[JOB].values() if not is_unfinished(child)]
     if len(leftover) == len(snapshot.children[JOB]):
         leftover += [*snapshot.children[SERVICE].values(), *snapshot.children[NETWORK_POLICY].values()]
-    end = find(conditions, ConditionType.READY) or find(conditions, ConditionType.STALLED)
+    end = find_condition(conditions, ConditionType.READY) or find_condition(conditions, ConditionType.STALLED)
     if not leftover or end is None:
         return None
     due = end.last_transition_time + timedelta(seconds=keep_seconds)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a stage's Jobs and pods: running, ended, being deleted, or created by someone else.
+"""The Jobs of stages as the cluster shows them: state, pods, results, refused pods.
+
+The state of a stage's Jobs and pods: running, ended, being deleted, or created by someone else.
 
 Find the pods of a Job, and the result of its stage among their termination messages.
 
@@ -17,7 +19,7 @@ from typing import Final
 from finetune_operator.engine.resources import EVENT, JOB, POD
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
 from finetune_operator.observe import pod_termination
-from finetune_operator.observe.job_problems import ASK_AFTER, lacks_a_pod, started_at
+from finetune_operator.observe.job_problems import ASK_AFTER, find_start, lacks_a_pod
 from finetune_operator.observe.pod_status import (
     container_state,
     describe_pod,
@@ -68,14 +70,14 @@ def running_orphans(snapshot: Snapshot, job: str) -> list[Manifest]:
     return [pod for pod in snapshot.orphans.get(job, ()) if not has_pod_ended(pod)]
 
 
-def until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
+def wait_until_ended(pods: Iterable[Manifest], reason: str, message: str, now: datetime) -> Working | Blocked:
     """Wait for pods that are being deleted; report a lost node, on which a pod cannot end."""
     overdue: list[float] = []
     for pod in pods:
         trouble = pod_termination.node_trouble(pod, describe_pod(stage_of(pod), pod), now)
         if trouble is not None:
             return Blocked(trouble.reason, trouble.message, None)
-        seconds = pod_termination.until_overdue(pod, now)
+        seconds = pod_termination.seconds_until_overdue(pod, now)
         overdue += [seconds] if seconds is not None else []
     return Working(reason, message, min(overdue, default=None))
 
@@ -89,7 +91,7 @@ def ended_at(job: Manifest, how: str) -> datetime:
     )
 
 
-def foreign(job: Manifest) -> Blocked:
+def report_foreign_job(job: Manifest) -> Blocked:
     """How a pass ends if someone else created a Job with the name of an operator's Job."""
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     return Blocked(
@@ -149,13 +151,13 @@ def _is_bound(result: StageResult, job: Manifest) -> bool:
     return digest is None or result.config_digest == digest or result.outcome == "Failed"
 
 
-def success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
+def find_success(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
     """The result of the pod that succeeded; earlier pods of the Job may have failed."""
     results = (result_of(pod, job, expected) for pod in pods)
     return next((result for result in results if result and result.outcome == "Succeeded"), None)
 
 
-def last_word(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
+def find_last_result(pods: list[Manifest], job: Manifest, expected: Expected) -> StageResult | None:
     """The result of the pod whose end decides; earlier pods may have failed for another reason."""
     pod = pod_termination.deciding_pod(pods)
     return None if pod is None else result_of(pod, job, expected)
@@ -168,7 +170,7 @@ def refusal_needs(snapshot: Snapshot) -> Needs:
 
 
 def _awaits_a_pod(job: Manifest, snapshot: Snapshot) -> bool:
-    started = started_at(job)
+    started = find_start(job)
     if started is None or snapshot.now - started < ASK_AFTER:
         return False
     if job.get("spec", {}).get("suspend") or "deletionTimestamp" in job["metadata"]:

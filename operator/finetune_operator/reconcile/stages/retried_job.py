@@ -12,8 +12,14 @@ from finetune_operator.observe.job_problems import job_trouble, recheck_after_se
 from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.pass_outcome import RETRY_SECONDS, Blocked, Working
-from finetune_operator.reconcile.plan_builder import Draft
-from finetune_operator.reconcile.stages.jobs import SETTLING_TIME, ended_at, has_ended, pods_of, until_ended
+from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.stages.jobs import (
+    SETTLING_TIME,
+    ended_at,
+    has_ended,
+    pods_of,
+    wait_until_ended,
+)
 from finetune_operator.status.reasons import Reason
 
 Result = TypeVar("Result", bound=BaseModel)
@@ -29,7 +35,7 @@ class AttemptFailed:
 
 
 def follow(
-    draft: Draft, job: Manifest, reason: Reason, doing: str
+    draft: PlanBuilder, job: Manifest, reason: Reason, doing: str
 ) -> Working | Blocked | AttemptFailed | None:
     """The state of the Job; None once it is complete.
 
@@ -39,14 +45,14 @@ def follow(
     """
     now, pods = draft.snapshot.now, pods_of(job, draft.snapshot)
     if "deletionTimestamp" in job["metadata"]:
-        return until_ended(pods, reason, f"{doing}: the pod of the previous attempt is ending", now)
+        return wait_until_ended(pods, reason, f"{doing}: the pod of the previous attempt is ending", now)
     if has_ended(job, "Complete"):
         return None
     if has_ended(job, "Failed"):
         left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - now
         if left <= timedelta():
             draft.remove(job)
-        return AttemptFailed(pod_termination.failure(job, pods).message, max(1.0, left.total_seconds()))
+        return AttemptFailed(pod_termination.find_failure(job, pods).message, max(1.0, left.total_seconds()))
     trouble = job_trouble(job, pods, draft.snapshot.admission_of(job), now)
     if trouble is None:
         return Working(reason, doing, recheck_after_seconds(pods, now))
@@ -56,7 +62,9 @@ def follow(
     return Blocked(trouble.reason, message, None)
 
 
-def result(draft: Draft, job: Manifest, model: type[Result], reason: Reason, doing: str) -> Result | Working:
+def result(
+    draft: PlanBuilder, job: Manifest, model: type[Result], reason: Reason, doing: str
+) -> Result | Working:
     """The result in the termination message of a complete Job, or how the pass ends without it.
 
     A Job whose pod is gone is deleted: its work is in the store, where another Job finds it.

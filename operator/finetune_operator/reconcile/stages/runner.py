@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a pass ends while the Job of a stage is unfinished.
+"""The runner of a stage: starts its Job, follows it, reads its result, retries it.
+
+How a pass ends while the Job of a stage is unfinished.
 
 Retry a failed stage. A stage that uses devices is retried only after a check of the store without them.
 
@@ -22,7 +24,7 @@ from typing import Any, Final
 
 from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
-from finetune_operator.manifests.pod_shape import changed_origin
+from finetune_operator.manifests.pod_shape import find_changed_origin
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
 from finetune_operator.observe.pod_status import (
@@ -37,28 +39,28 @@ from finetune_operator.observe.pod_status import (
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.gang_deadlock import (
     RECHECK_SECONDS,
-    give_back,
-    held_back,
     is_partly_scheduled,
+    release_devices,
+    wait_after_release,
 )
 from finetune_operator.reconcile.stages.jobs import (
     SETTLING_TIME,
     ended_at,
-    foreign,
+    find_last_result,
+    find_success,
     has_ended,
     is_foreign,
     is_unfinished,
-    last_word,
     pods_of,
+    report_foreign_job,
     result_of,
     running_orphans,
-    success,
-    until_ended,
+    wait_until_ended,
 )
 from finetune_operator.reconcile.stages.stage_request import (
     Answer,
@@ -80,7 +82,7 @@ def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime)
     return None if remaining <= timedelta() else running(request, remaining.total_seconds() + 1)
 
 
-def under_way(
+def report_unfinished(
     job: Manifest, pods: list[Manifest], request: StageRequest, snapshot: Snapshot
 ) -> Working | Blocked:
     """The stage's Job is unfinished: its pods run, wait, or follow each other."""
@@ -136,7 +138,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
         how = disruption or lost or f"ended with exit code {code}"
         saved = " with its state saved" if code == ExitCode.PREEMPTED_SAVED else ""
         return Working(Reason.QUEUED, f"{describe_pod(stage, pod)} {how}{saved}; the next pod follows")
-    trouble = result_of(pod, job, request.expected) or pod_termination.failure(job, (pod,))
+    trouble = result_of(pod, job, request.expected) or pod_termination.find_failure(job, (pod,))
     if nodes_of(job) > 1:
         return Working(
             Reason.QUEUED,
@@ -151,7 +153,7 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
 
 
 def retry_stage(
-    draft: Draft, job: Manifest, result: StageResult, request: StageRequest, *, with_probe: bool
+    draft: PlanBuilder, job: Manifest, result: StageResult, request: StageRequest, *, with_probe: bool
 ) -> Answer:
     """Wait until the next attempt is due, then delete the failed Job so that a new one can be created.
 
@@ -168,7 +170,7 @@ def retry_stage(
     if probe is not None and is_old:
         draft.remove(probe)
     elif probe is not None and is_foreign(probe):
-        return foreign(probe)
+        return report_foreign_job(probe)
     elif probe is not None:
         return _probed(draft, job, probe, retry, request)
     if snapshot.now < due:
@@ -185,7 +187,9 @@ def _checking(request: StageRequest, requeue_after: float | None) -> Working:
     return Working(Reason.CHECKING_STORE, message, requeue_after)
 
 
-def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest) -> Outcome:
+def _probed(
+    draft: PlanBuilder, job: Manifest, probe: Manifest, retry: Retry, request: StageRequest
+) -> Outcome:
     """The outcome of the check: the stage's result, a store that answers, or one that still does not."""
     snapshot, pods = draft.snapshot, pods_of(probe, draft.snapshot)
     if "deletionTimestamp" in probe["metadata"]:
@@ -200,7 +204,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
             )
             return replace(retry, halt=_checking(request, later))
         return replace(retry, halt=waiting(trouble))
-    found = success(pods, probe, request.expected) or last_word(pods, probe, request.expected)
+    found = find_success(pods, probe, request.expected) or find_last_result(pods, probe, request.expected)
     if found is not None and found.outcome == "Succeeded":
         return found
     is_readable = found is not None and found.reason == FailureReason.ARTIFACT_NOT_FOUND
@@ -214,7 +218,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
         settling = until_settled(probe, "Failed", request, snapshot.now)
         if settling is not None:
             return replace(retry, halt=_checking(request, settling.requeue_after))
-        trouble = pod_termination.failure(probe, pods)
+        trouble = pod_termination.find_failure(probe, pods)
         found = StageResult(
             stage=request.stage,
             run=request.run,
@@ -229,7 +233,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     return backoff.wait_until(due, found, status, snapshot.now)
 
 
-def collect(draft: Draft, request: StageRequest) -> Answer:
+def collect(draft: PlanBuilder, request: StageRequest) -> Answer:
     """The result, which a small Job reads from the store."""
     snapshot = draft.snapshot
     job = snapshot.children[JOB].get(request.names.collect)
@@ -237,12 +241,12 @@ def collect(draft: Draft, request: StageRequest) -> Answer:
     if job is None:
         return StartNeeded("collect", reading)
     if is_foreign(job):
-        return foreign(job)
+        return report_foreign_job(job)
     pods = pods_of(job, snapshot)
     if is_unfinished(job):
         return _collecting(job, pods, reading.message, snapshot)
     how = "Complete" if has_ended(job, "Complete") else "Failed"
-    result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
+    result = find_success(pods, job, request.expected) or find_last_result(pods, job, request.expected)
     if result is None:
         settling = until_settled(job, how, request, snapshot.now)
         if settling is not None:
@@ -266,7 +270,9 @@ def _lost(request: StageRequest, why: str) -> StageFailed:
     )
 
 
-def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | StageFailed:
+def _unread(
+    draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: StageRequest
+) -> Retry | StageFailed:
     """The collect Job completed, but its result did not arrive: retry a few times."""
     snapshot = draft.snapshot
     status = backoff.count_failure(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
@@ -329,8 +335,8 @@ def cannot_start(job: Manifest, pods: list[Manifest], waiting: Working | Blocked
     )
 
 
-def create_again(
-    draft: Draft, stuck: CannotStart, new: Manifest | Blocked | Failed | Working
+def recreate_job(
+    draft: PlanBuilder, stuck: CannotStart, new: Manifest | Blocked | Failed | Working
 ) -> Working | None:
     """Delete the Job, so that another pass creates it. None: it stays.
 
@@ -340,7 +346,7 @@ def create_again(
     if isinstance(new, Blocked | Failed | Working):
         return None
     images_count = stuck.waiting.reason == Reason.IMAGE_UNAVAILABLE
-    cause = changed_origin(stuck.job, new, images_count=images_count)
+    cause = find_changed_origin(stuck.job, new, images_count=images_count)
     if cause is None:
         return None
     draft.remove(stuck.job)
@@ -365,7 +371,7 @@ def has_run(run: StagePass[Any], stage: Stage) -> bool:
 
 
 def start(
-    draft: Draft, request: StageRequest, needed: StartNeeded, job: Manifest | Blocked | Failed | Working
+    draft: PlanBuilder, request: StageRequest, needed: StartNeeded, job: Manifest | Blocked | Failed | Working
 ) -> Outcome:
     """Create the Job, and before a stage's own Job what its pods need of each other.
 
@@ -385,7 +391,7 @@ def start(
     return needed.then
 
 
-def add_peer_objects(draft: Draft, request: StageRequest) -> None:
+def add_peer_objects(draft: PlanBuilder, request: StageRequest) -> None:
     """Create the Service and the NetworkPolicies of the stage's pods if they do not exist."""
     services, policies = draft.snapshot.children[SERVICE], draft.snapshot.children[NETWORK_POLICY]
     wanted = [] if request.isolation is None else [(request.isolation, policies)]
@@ -396,7 +402,7 @@ def add_peer_objects(draft: Draft, request: StageRequest) -> None:
     ]
 
 
-def advance(draft: Draft, request: StageRequest) -> Answer:
+def advance(draft: PlanBuilder, request: StageRequest) -> Answer:
     """The stage's result, how the pass ends, or the Job that is needed next.
 
     If a Job disappears before its result is recorded, a new one is needed once the old pod has ended: the
@@ -409,8 +415,8 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
         if orphans:
             name = orphans[0]["metadata"]["name"]
             message = f"waiting for pod {name} of a deleted {request.stage} Job to end"
-            return until_ended(orphans, Reason.QUEUED, message, snapshot.now)
-        held = held_back(request, snapshot.now)
+            return wait_until_ended(orphans, Reason.QUEUED, message, snapshot.now)
+        held = wait_after_release(request, snapshot.now)
         if held is not None:
             return held
         created = "pods are" if request.peers is not None else "pod is"
@@ -418,27 +424,29 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
         message = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
-        return until_ended(pods, Reason.QUEUED, message, snapshot.now)
+        return wait_until_ended(pods, Reason.QUEUED, message, snapshot.now)
     if is_foreign(job):
-        return foreign(job)
+        return report_foreign_job(job)
     if has_ended(job, "Complete"):
-        result = success(pods, job, request.expected)
+        result = find_success(pods, job, request.expected)
         answer = result or until_settled(job, "Complete", request, snapshot.now)
         lost = collect if request.row.stores_result else partial(_again, job=job, pods=pods)
         return answer or lost(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
-    waiting = under_way(job, pods, request, snapshot)
+    waiting = report_unfinished(job, pods, request, snapshot)
     if is_partly_scheduled(job, pods):
-        given_back = give_back(draft, job, pods, request)
+        given_back = release_devices(draft, job, pods, request)
         if given_back is not None:
             return given_back
         waiting = recheck(waiting, RECHECK_SECONDS)
     return CannotStart(job, waiting) if cannot_start(job, pods, waiting) else waiting
 
 
-def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manifest]) -> Working | StageFailed:
+def _again(
+    draft: PlanBuilder, request: StageRequest, job: Manifest, pods: list[Manifest]
+) -> Working | StageFailed:
     """Delete the Job of a stage whose result was only in its pod, so that it runs again."""
     if any(container_state(pod).get("terminated", {}).get("message") for pod in pods):
         message = (
@@ -450,14 +458,14 @@ def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manife
     return Working(Reason.QUEUED, f"the pod with the result of {request.stage} is gone: it runs again")
 
 
-def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Answer:
+def _failed(draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: StageRequest) -> Answer:
     if not pods or any("terminated" not in container_state(pod) for pod in newest_per_index(pods)):
         settling = until_settled(job, "Failed", request, draft.snapshot.now)
         if settling is not None:
             return settling
-    result = last_word(pods, job, request.expected)
+    result = find_last_result(pods, job, request.expected)
     if result is None or result.outcome != "Failed":
-        trouble = pod_termination.failure(job, pods)
+        trouble = pod_termination.find_failure(job, pods)
         return StageFailed(trouble.reason, trouble.message, None)
     if result.reason not in RETRYABLE_REASONS:
         return StageFailed(result.reason or Reason.STAGE_FAILED, result.message, result)

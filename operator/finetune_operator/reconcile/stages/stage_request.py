@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller requests of a stage, and what `advance` can answer.
+"""What a pass requests of a stage and what `advance` answers: the types that kinds and runner share.
+
+What a caller requests of a stage, and what `advance` can answer.
 
 One pass over an object with stages: its new status and its draft.
 """
@@ -16,7 +18,7 @@ from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobs import Expected
 from finetune_operator.stage_table import STAGES, StageRow
@@ -103,7 +105,7 @@ Outcome = StageResult | Working | Blocked | Failed | Retry | StageFailed
 """The stage's result, or how the pass ends."""
 
 
-def without_result(stage: Stage) -> Failed:
+def fail_without_result(stage: Stage) -> Failed:
     """The end of an object whose stage succeeded without reporting what it made."""
     return Failed(
         Reason.RESULT_LOST,
@@ -143,7 +145,7 @@ class StagePass(ABC, Generic[S]):
         """`generation` is that of the object, for its conditions."""
         self.status: S = status
         self.snapshot = snapshot
-        self.draft = Draft(snapshot)
+        self.draft = PlanBuilder(snapshot)
         self._generation = generation
 
     @abstractmethod
@@ -166,7 +168,7 @@ class StagePass(ABC, Generic[S]):
     ) -> None:
         """Set a condition that is not one of the kstatus conditions."""
         self.update(
-            conditions=conditions.with_condition(
+            conditions=conditions.set_condition(
                 self.status.conditions,
                 type_,
                 status,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of the detectors to run on a text, in one pass over the text.
+"""Interface of detectors, and the selection of those that a text needs.
+
+Selection of the detectors to run on a text, in one pass over the text.
 
 An RE2 set reads a text once, regardless of the number of expressions. RE2 has no lookaround, and its
 character classes are ASCII only. So its expressions match at least what a detector finds, and possibly more.
@@ -63,7 +65,7 @@ def any_of(words: Sequence[str], *, any_case: bool = False) -> str:
     return f"(?{'i' if any_case else ''}:{'|'.join(map(re.escape, words))})"
 
 
-def loosened(pattern: re.Pattern[str]) -> str:
+def loosen(pattern: re.Pattern[str]) -> str:
     """An expression that matches wherever the pattern does, if it has no other classes than CLASSES."""
     expression = LOOK_AHEAD.sub("", pattern.pattern)
     for name, characters in CLASSES.items():

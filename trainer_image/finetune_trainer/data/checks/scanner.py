@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text.
+"""Scan of a row's texts for sensitive text: found, redacted, hashed.
+
+Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text.
 
 Salted hashes of the secrets and personal data in training rows, to find them in answers of a model.
 
@@ -23,7 +25,7 @@ from finetune_trainer.contract.vocabulary import Finding
 from finetune_trainer.data.checks.detector import DetectedSpan, Detector, Expressions, Prefilter
 from finetune_trainer.data.checks.personal_data import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.secrets import Secrets
-from finetune_trainer.data.row_problems import QUOTED, Code, Issue, Severity, field_name, quoted
+from finetune_trainer.data.row_problems import QUOTED, Code, Issue, Severity, field_name, mark_quoted
 from finetune_trainer.rows import Row
 
 SEQUENCES: Final = re.compile(
@@ -183,7 +185,7 @@ class Scanner:
         def redact(text: str, column: str) -> str:
             hits = _hits(text, suspects)
             issues.extend(_issue(hit, column) for hit in hits)
-            return _redacted(text, hits)
+            return _redact(text, hits)
 
         texts = [redact(text, _column(row, number)) for number, text in enumerate(texts)]
         for number, call in calls.items():
@@ -196,7 +198,7 @@ class Scanner:
         candidates = self._prefilter.find(text)
         suspects = [each for number, each in enumerate(self._enabled) if number in candidates]
         hits = [replace(hit, finding="Redact") for hit in _hits(text, suspects)]
-        return _redacted(text, hits)
+        return _redact(text, hits)
 
     def masked_json(self, value: Any) -> Any:
         """The JSON value with all its texts as `masked` returns them; names of fields stay."""
@@ -265,7 +267,7 @@ def _normal_form(code: Code, value: str) -> str:
     return "".join(filter(str.isalnum, value)).upper()
 
 
-def _redacted(text: str, hits: list[_Hit]) -> str:
+def _redact(text: str, hits: list[_Hit]) -> str:
     parts: list[str] = []
     end = 0
     for hit in hits:
@@ -282,7 +284,7 @@ def _with_texts(
         replace(
             message,
             content=texts[number],
-            tool_calls=canonical_json.in_order(calls[number]) if number in calls else None,
+            tool_calls=canonical_json.encode_in_order(calls[number]) if number in calls else None,
         )
         for number, message in enumerate(row.messages)
     )
@@ -302,7 +304,7 @@ def _issue(hit: _Hit, column: str) -> Issue:
     )
     return Issue(
         detector.code,
-        f"{column} has {detector.name}{quoted(f' ({hit.found.shown})', '')} at character"
+        f"{column} has {detector.name}{mark_quoted(f' ({hit.found.shown})', '')} at character"
         f" {hit.found.start + 1}",
         detector.expected,
         fix,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
-from finetune_trainer.data.checks.detector import DetectedSpan, Expressions, any_of, loosened
+from finetune_trainer.data.checks.detector import DetectedSpan, Expressions, any_of, loosen
 from finetune_trainer.data.row_problems import Code
 
 
@@ -37,7 +37,7 @@ class Hints:
     def expressions(self) -> tuple[str, ...]:
         """Expressions that match every text that fits these hints."""
         words = (any_of(self.words, any_case=self.any_case),) if self.words else ()
-        return (*words, loosened(self.shape)) if self.shape else words
+        return (*words, loosen(self.shape)) if self.shape else words
 
 
 ASSIGNED: Final = Hints(

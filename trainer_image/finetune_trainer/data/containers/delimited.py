@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of TSV, whose writers quote cells or do not: a quote is text unless another one ends the same cell.
+"""Delimited text: CSV and TSV.
+
+Rows of TSV, whose writers quote cells or do not: a quote is text unless another one ends the same cell.
 
 CSV as in RFC 4180, with commas or semicolons, and TSV; both with a header, in UTF-8.
 

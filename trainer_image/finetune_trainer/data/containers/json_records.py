@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes JSON like Python's own reader, and detects names that occur twice in one object.
+"""JSON Lines and JSON list, and their decoder.
+
+Decodes JSON like Python's own reader, and detects names that occur twice in one object.
 
 The JSON is a record, or the text of a field: tables hold lists and objects, such as messages and tools, as
 JSON texts in their cells.

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.containers.base import Fields, Header, RawRecord, repeated_column
 from finetune_trainer.data.files import GZIP, ZSTD, SourceFile
-from finetune_trainer.data.row_problems import Code, InvalidRecord, Issue, RowPosition, field_name, quoted
+from finetune_trainer.data.row_problems import (
+    Code,
+    InvalidRecord,
+    Issue,
+    RowPosition,
+    field_name,
+    mark_quoted,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -79,7 +86,7 @@ def _damage(error: Exception, number: int) -> Issue:
     used = f"no row after row {number} was used" if number else "none of its rows was used"
     return Issue(
         Code.FILE_DAMAGED,
-        f"the file is damaged{quoted(f': {reason}', '')}; {used}",
+        f"the file is damaged{mark_quoted(f': {reason}', '')}; {used}",
         "a complete Parquet file",
         "export or copy the file again",
     )
@@ -125,7 +132,7 @@ def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
         except (ValueError, OverflowError) as error:
             return Issue(
                 Code.FIELD_TYPE,
-                f"{field_name(name)} cannot be read{quoted(f' ({error})', '')}",
+                f"{field_name(name)} cannot be read{mark_quoted(f' ({error})', '')}",
                 "texts, numbers, lists and structs",
                 f"write {field_name(name)} as text",
                 column=name,

@@ -4,8 +4,8 @@
 from typing import Any, ClassVar
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
-from finetune_trainer.data.row_problems import Code, Issue, normal_line_ends, text_issue, type_name
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, text
+from finetune_trainer.data.row_problems import Code, Issue, normalize_line_ends, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 
@@ -19,7 +19,7 @@ class AlpacaFormat(Format):
     used: ClassVar = ("input", "system", "history", "text")
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches `instruction` and `output` without a prompt and a completion."""
         is_pair = clues.has_prompt(record) and clues.has_completion(record)
         return Match.FIELDS if record.keys() >= {"instruction", "output"} and not is_pair else None
@@ -72,7 +72,7 @@ def _history(history: Any, found: list[Issue]) -> list[Message]:
             if issue := text_issue(f"{path}[{part}]", value):
                 found.append(issue)
             else:
-                turns.append(Message("assistant" if part else "user", normal_line_ends(value)))
+                turns.append(Message("assistant" if part else "user", normalize_line_ends(value)))
     return turns
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clues for recognizing formats: the fields of a record, the names in the recipe, the container.
+"""Base class of formats, with the hints by which a format recognizes a file.
+
+Clues for recognizing formats: the fields of a record, the names in the recipe, the container.
 
 Columns of the source that stay with a prepared row, as texts. A model never sees them.
 
@@ -22,7 +24,7 @@ from finetune_trainer.data.formats.field_meanings import (
     PRODIGY_HASH,
     AnswerRatings,
     mapped_columns,
-    rejected_in_prodigy,
+    prodigy_rejection,
 )
 from finetune_trainer.data.recipe import FieldNames, PromptTemplate, Recipe
 from finetune_trainer.data.row_problems import (
@@ -30,9 +32,9 @@ from finetune_trainer.data.row_problems import (
     Code,
     Issue,
     field_names,
-    listed,
-    normal_line_ends,
-    shown,
+    normalize_line_ends,
+    quote_names,
+    show_value,
     text_issue,
     type_name,
 )
@@ -52,7 +54,7 @@ class Match(IntEnum):
     """It is the export of a tool, as its fields show, whatever the recipe names."""
 
 
-class Clues:
+class FormatHints:
     """Field names to expect in one source: those in the recipe, else the usual ones."""
 
     def __init__(self, names: FieldNames) -> None:
@@ -108,7 +110,7 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, bool | int | float | list | dict):
         value = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    text = FORBIDDEN_CHARACTERS.sub("\ufffd", normal_line_ends(str(value)))
+    text = FORBIDDEN_CHARACTERS.sub("\ufffd", normalize_line_ends(str(value)))
     return text if len(text) <= MAX_KEPT_CHARACTERS else text[: MAX_KEPT_CHARACTERS - 1] + "…"
 
 
@@ -184,7 +186,7 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """How strongly a record matches this format; None if it does not."""
 
     @abstractmethod
@@ -216,8 +218,8 @@ class Format(ABC):
             found.append(
                 Issue(
                     Code.HEADER,
-                    f"the header has no column {listed(others)}, but {field_names(columns, 'others')}",
-                    f"the column{'s' if len(others) > 1 else ''} {listed(others)}",
+                    f"the header has no column {quote_names(others)}, but {field_names(columns, 'others')}",
+                    f"the column{'s' if len(others) > 1 else ''} {quote_names(others)}",
                     f"set {mapped}"
                     if mapped
                     else "name the right columns in columns (and split.groupBy"
@@ -228,9 +230,9 @@ class Format(ABC):
             found.append(
                 Issue(
                     Code.HEADER,
-                    f"the header has no column {listed(in_template)}, which template names,"
+                    f"the header has no column {quote_names(in_template)}, which template names,"
                     f" but {field_names(columns, 'others')}",
-                    f"the column{'s' if len(in_template) > 1 else ''} {listed(in_template)}",
+                    f"the column{'s' if len(in_template) > 1 else ''} {quote_names(in_template)}",
                     "name the right columns in template",
                 )
             )
@@ -240,7 +242,7 @@ class Format(ABC):
         """The row with its group and split, or all its issues."""
         if PRODIGY_HASH in record and not self._is_answer_read:
             self._known.add(PRODIGY_ANSWER)
-            if issue := rejected_in_prodigy(record):
+            if issue := prodigy_rejection(record):
                 return (issue,)
         row = self.row(record)
         data = self.data(record)
@@ -297,7 +299,7 @@ class Format(ABC):
             return text(record, self.prompt_columns[0], found)
         filled = self.template.fill(record)
         if isinstance(filled, str):
-            return normal_line_ends(filled)
+            return normalize_line_ends(filled)
         found += filled
         return ""
 
@@ -309,7 +311,7 @@ class Format(ABC):
         value = record.get(name)
         if isinstance(value, str) and value.strip():
             issue = text_issue(name, value)
-            return normal_line_ends(value) if issue is None else issue
+            return normalize_line_ends(value) if issue is None else issue
         if isinstance(value, int):
             return value
         state = "missing" if name not in record else "empty" if value == "" else type_name(value)
@@ -326,7 +328,7 @@ class Format(ABC):
         split = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
         if split is not None:
             return split
-        state = "missing" if name not in record else shown(value)
+        state = "missing" if name not in record else show_value(value)
         return Issue(
             Code.SPLIT,
             f"{name}, which split.column names, is {state}",
@@ -336,7 +338,7 @@ class Format(ABC):
         )
 
 
-def missing(record: Fields, name: str) -> Issue:
+def missing_field_issue(record: Fields, name: str) -> Issue:
     """The issue of a missing field."""
     content = f"it has {field_names(record)}" if record else "it is an empty object"
     mapped = mapped_columns(record) if name in PAIR else None
@@ -351,8 +353,8 @@ def missing(record: Fields, name: str) -> Issue:
 
 def text(record: Fields, name: str, found: list[Issue]) -> str:
     """A field's text; "" if it is invalid, with an issue in `found`."""
-    issue = text_issue(name, record[name]) if name in record else missing(record, name)
+    issue = text_issue(name, record[name]) if name in record else missing_field_issue(record, name)
     if issue is None:
-        return normal_line_ends(record[name])
+        return normalize_line_ends(record[name])
     found.append(issue)
     return ""

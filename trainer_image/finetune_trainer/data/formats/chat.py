@@ -5,16 +5,16 @@ from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.json_records import from_json
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, missing_field_issue
 from finetune_trainer.data.formats.conversations import (
     FIELDS,
     order_issues,
+    prepend_system,
     read_messages,
     read_tools,
-    unsupported,
-    with_system,
+    unsupported_field_issue,
 )
-from finetune_trainer.data.formats.pairs import mixed
+from finetune_trainer.data.formats.pairs import mixed_forms_issue
 from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.row_problems import Issue
 from finetune_trainer.rows import Row
@@ -30,7 +30,7 @@ class ChatMessagesFormat(Format):
     used: ClassVar = ("system", "tools", "parallel_tool_calls", "functions", "function_call")
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches the field of the messages."""
         if clues.messages not in record:
             return None
@@ -49,10 +49,10 @@ class ChatMessagesFormat(Format):
         """The conversation."""
         if self.messages not in record:
             if (self.names.prompt or "prompt") in record:
-                return (mixed("a prompt with its completion", f'"{self.messages}"'),)
-            return (missing(record, self.messages),)
+                return (mixed_forms_issue("a prompt with its completion", f'"{self.messages}"'),)
+            return (missing_field_issue(record, self.messages),)
         found: list[Issue] = [
-            unsupported(field, "use tools and tool_calls")
+            unsupported_field_issue(field, "use tools and tool_calls")
             for field in ("functions", "function_call")
             if record.get(field) is not None
         ]
@@ -65,7 +65,7 @@ class ChatMessagesFormat(Format):
         self._note_unused_in_messages(messages)
         # The order is checked only if every message has a role.
         found = found or order_issues(self.messages, turns)
-        turns = with_system(system, self.messages, turns, found)
+        turns = prepend_system(system, self.messages, turns, found)
         return tuple(found) or Row(tuple(turns), tools=tools)
 
     def _note_unused_in_messages(self, messages: object) -> None:

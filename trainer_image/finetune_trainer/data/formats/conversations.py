@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools and tool calls, as in the chat API of OpenAI.
+"""Conversations: messages, tool calls and the order of turns.
+
+Tools and tool calls, as in the chat API of OpenAI.
 
 Chat templates print the fields in the order in which they get them. So the fields that the API defines have
 the order in which the engines render a request, and schemas and arguments have the order of the source.
@@ -22,8 +24,8 @@ from finetune_trainer.data.row_problems import (
     Code,
     Issue,
     field_names,
-    normal_line_ends,
-    shown,
+    normalize_line_ends,
+    show_value,
     text_issue,
     type_name,
 )
@@ -94,7 +96,7 @@ def _call(path: str, call: Any, tools: frozenset[str], found: list[Issue]) -> di
         found.append(
             _issue(
                 f"{path}.function.name",
-                f"is {shown(name)}, which is not one of the row's tools",
+                f"is {show_value(name)}, which is not one of the row's tools",
                 f"one of {_listed(tools)}",
                 "add the tool, or correct the name",
             )
@@ -133,7 +135,7 @@ def _function(path: str, value: Any, shape: str, found: list[Issue]) -> dict[str
         return None
     kind = value.get("type", "function")
     if kind != "function":
-        found.append(_issue(f"{path}.type", f"is {shown(kind)}", "function", "remove the row"))
+        found.append(_issue(f"{path}.type", f"is {show_value(kind)}", "function", "remove the row"))
         return None
     function = value.get("function")
     if not isinstance(function, dict):
@@ -157,7 +159,7 @@ def _listed(tools: frozenset[str]) -> str:
 
 def _json(path: str, value: Any, found: list[Issue]) -> str | None:
     try:
-        content = canonical_json.in_order(value)
+        content = canonical_json.encode_in_order(value)
     except (ValueError, TypeError, RecursionError):
         found.append(
             _issue(
@@ -228,7 +230,7 @@ def read_system(record: Fields, found: list[Issue]) -> str:
     return "" if is_absent else _text("system", value, found)
 
 
-def with_system(system: str, path: str, turns: list[Message], found: list[Issue]) -> list[Message]:
+def prepend_system(system: str, path: str, turns: list[Message], found: list[Issue]) -> list[Message]:
     """The turns after the row's system text, if it has one; an issue if they begin with another one."""
     if not system or not turns or turns[0] == Message("system", system):
         return turns
@@ -245,7 +247,7 @@ def with_system(system: str, path: str, turns: list[Message], found: list[Issue]
     return [Message("system", system), *turns]
 
 
-def unsupported(path: str, fix: str = "remove it") -> Issue:
+def unsupported_field_issue(path: str, fix: str = "remove it") -> Issue:
     """The issue of an unsupported field that would change what is learned, so it must not be ignored."""
     name = path.rsplit(".", 1)[-1]
     return Issue(Code.UNSUPPORTED, f"{path} is not supported", f"rows without {name}", fix, column=path)
@@ -265,7 +267,7 @@ def _message(path: str, message: Any, found: list[Issue], tools: frozenset[str] 
         return None
     before = len(found)
     if message.get("function_call") is not None:
-        found.append(unsupported(f"{path}.function_call", "use tools and tool_calls"))
+        found.append(unsupported_field_issue(f"{path}.function_call", "use tools and tool_calls"))
     role = _role(path, message, found, tools)
     calls = _calls(path, message, role, found, tools)
     content = _content(path, message, found, may_be_empty=calls is not None)
@@ -285,12 +287,12 @@ def _role(
     if role is not None and (role != "tool" or tools is not None):
         return role
     if value == "function":
-        found.append(unsupported(f"{path}.role function", "use tools and tool_calls"))
+        found.append(unsupported_field_issue(f"{path}.role function", "use tools and tool_calls"))
         return None
     found.append(
         Issue(
             Code.ROLE,
-            f"{path}.role is {'missing' if 'role' not in message else shown(value)}",
+            f"{path}.role is {'missing' if 'role' not in message else show_value(value)}",
             "system, user, assistant or tool" if tools is not None else "system, user or assistant",
             "correct the role",
             column=f"{path}.role",
@@ -307,7 +309,7 @@ def _calls(
         return None
     path = f"{path}.tool_calls"
     if tools is None:
-        found.append(unsupported(path))
+        found.append(unsupported_field_issue(path))
         return None
     if role not in ("assistant", None):
         found.append(
@@ -344,7 +346,7 @@ def _text(path: str, content: Any, found: list[Issue]) -> str:
     if issue := text_issue(path, content):
         found.append(issue)
         return ""
-    return normal_line_ends(content)
+    return normalize_line_ends(content)
 
 
 def _joined(path: str, parts: list[Any], found: list[Issue]) -> str | None:
@@ -356,7 +358,7 @@ def _joined(path: str, parts: list[Any], found: list[Issue]) -> str | None:
         if kind == "text" and isinstance(value, str):
             texts.append(value)
             continue
-        state = f"of the type {shown(kind)}" if kind not in (None, "text") else "not a text part"
+        state = f"of the type {show_value(kind)}" if kind not in (None, "text") else "not a text part"
         found.append(
             Issue(
                 Code.UNSUPPORTED,
@@ -376,12 +378,14 @@ def _learned(path: str, message: dict[str, Any], role: Role | None, found: list[
     if weight is None and train is None:
         return True
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        found.append(_learning_issue(f"{path}.weight", f"is {shown(weight)}", "0 or 1", "correct it"))
+        found.append(_learning_issue(f"{path}.weight", f"is {show_value(weight)}", "0 or 1", "correct it"))
     elif weight is not None and role not in ("assistant", None):
         what, expected = f"is in a turn of {role}", "weight in the assistant's turns only"
         found.append(_learning_issue(f"{path}.weight", what, expected, "remove it"))
     if train not in (None, True, False):
-        found.append(_learning_issue(f"{path}.train", f"is {shown(train)}", "true or false", "correct it"))
+        found.append(
+            _learning_issue(f"{path}.train", f"is {show_value(train)}", "true or false", "correct it")
+        )
     elif train and role not in ("assistant", None):
         what, expected = f"is true in a turn of {role}", "true in the assistant's turns only"
         found.append(_learning_issue(f"{path}.train", what, expected, "set it to false"))
@@ -404,7 +408,7 @@ def _tool_field(
     if issue := text_issue(f"{path}.{field}", value):
         found.append(issue)
         return None
-    return normal_line_ends(value)
+    return normalize_line_ends(value)
 
 
 AS_WRITTEN: Final[Mapping[Role, str]] = {role: role for role in ("system", "user", "assistant", "tool")}
@@ -508,7 +512,7 @@ def _answer_issues(turns: Sequence[Message], path_of: Callable[[int], str]) -> l
             found.append(
                 Issue(
                     Code.TOOL_CALL,
-                    f"{column} is {shown(turn.tool_call_id)}, which no call before it has",
+                    f"{column} is {show_value(turn.tool_call_id)}, which no call before it has",
                     "the id of one of the tool_calls before it",
                     "correct the id",
                     column=column,

@@ -4,8 +4,8 @@
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match
-from finetune_trainer.data.row_problems import Code, Issue, normal_line_ends, text_issue
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match
+from finetune_trainer.data.row_problems import Code, Issue, normalize_line_ends, text_issue
 from finetune_trainer.rows import Row
 
 COLUMNS: Final = {"id", "text", "label"}
@@ -22,7 +22,7 @@ class DoccanoFormat(Format):
     named = frozenset({"prompt", "completion", "template"})
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches the columns of its tables, with other fields only without a prompt; in JSON, a list."""
         fields = record.keys()
         if not clues.table:
@@ -74,7 +74,7 @@ class DoccanoFormat(Format):
             )
         elif issue := text_issue(name, labels[0]):
             found.append(issue)
-        return "" if found else normal_line_ends(str(labels[0]))
+        return "" if found else normalize_line_ends(str(labels[0]))
 
 
 def _unsupported_kind(name: str) -> Issue:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of fields that have a meaning for training.
+"""Fields that have a meaning for training, and those that rate an answer.
+
+Names of fields that have a meaning for training.
 
 If nothing reads such a field, a warning names it. If a file has no field that a format reads, its usual names
 of questions and answers say how to map them.
@@ -178,7 +180,7 @@ class AnswerRatings:
         return None
 
 
-def rejected_in_prodigy(record: Fields) -> Issue | None:
+def prodigy_rejection(record: Fields) -> Issue | None:
     """Why an example of Prodigy must not be learned; None if the annotator accepted it."""
     decision = record.get(PRODIGY_ANSWER)
     if decision not in ("reject", "ignore"):

@@ -4,11 +4,11 @@
 from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
-from finetune_trainer.data.formats.conversations import order_issues, with_system
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, missing_field_issue
+from finetune_trainer.data.formats.conversations import order_issues, prepend_system
 from finetune_trainer.data.formats.field_meanings import label_of
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
-from finetune_trainer.data.row_problems import Code, Issue, shown
+from finetune_trainer.data.row_problems import Code, Issue, show_value
 from finetune_trainer.rows import Row
 
 
@@ -21,7 +21,7 @@ class KTOFormat(Format):
     used = ("system", "tools")
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches the label that the recipe names, or one that is true or false."""
         if (
             clues.names.label is not None
@@ -44,15 +44,15 @@ class KTOFormat(Format):
         found = tools_issues(record)
         answer = read_answer(record, completion, found)
         turns = read_prompt(self, record, answer, found, self.names.prompt or "prompt") if answer else []
-        turns = with_system(self.system(record, found), completion, turns, found)
+        turns = prepend_system(self.system(record, found), completion, turns, found)
         label = label_of(record.get(name))
         if name not in record:
-            found.append(missing(record, name))
+            found.append(missing_field_issue(record, name))
         elif label is None:
             found.append(
                 Issue(
                     Code.FIELD_TYPE,
-                    f"{name} is {shown(record[name])}",
+                    f"{name} is {show_value(record[name])}",
                     "true for a good answer or false for a bad one",
                     f"correct {name}",
                     column=name,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import label_studio_tasks as issues
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing, text
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, missing_field_issue, text
 from finetune_trainer.data.formats.conversations import order_issues, read_messages
 from finetune_trainer.data.formats.label_studio_tasks import (
     TRANSCRIPT,
@@ -15,15 +15,22 @@ from finetune_trainer.data.formats.label_studio_tasks import (
     chat_of,
     chats_in,
     conversations_in,
-    in_order,
     is_combined,
     pair_of,
+    parse_container,
     selected_of,
+    sort_messages,
     text_of,
-    unpacked,
 )
 from finetune_trainer.data.recipe import Recipe
-from finetune_trainer.data.row_problems import Code, Issue, normal_line_ends, printable, text_issue, type_name
+from finetune_trainer.data.row_problems import (
+    Code,
+    Issue,
+    normalize_line_ends,
+    printable,
+    text_issue,
+    type_name,
+)
 from finetune_trainer.rows import Message, Row
 
 META: Final = (
@@ -58,7 +65,7 @@ class LabelStudioFormat(Format):
     usual_prompt: ClassVar = "text"
 
     @classmethod
-    def match(cls, record: Fields, _clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, _clues: FormatHints, /) -> Match | None:
         """Matches a task, or the columns that Label Studio adds to flat exports."""
         is_flat = any(record.keys() >= columns for columns in FLAT_COLUMNS)
         return Match.EXPORT if is_flat or is_task(record) else None
@@ -96,13 +103,13 @@ class LabelStudioFormat(Format):
         annotations = record.get("annotations", record.get(OLD_ANNOTATIONS))
         answers = answers_of(annotations)
         if isinstance(answers, Issue) and record.get("predictions"):
-            answers = issues.predicted()
+            answers = issues.only_predictions_issue()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
 
     def _flat_row(self, record: Fields, data: Fields) -> Row | Issues:
         """Every column besides the prompt and those of Label Studio itself may be a control tag."""
         if "annotation_id" in record and record["annotation_id"] in (None, ""):
-            return (issues.unanswered(),)
+            return (issues.no_annotation_issue(),)
         known = {*META, *(name for name in self.table_columns() if COLLIDED + name not in record)}
         tags = [name for name in record if name not in known and not name.startswith(COLLIDED)]
         self._known.update(name for name, value in record.items() if value in NO_MESSAGES)
@@ -113,7 +120,7 @@ class LabelStudioFormat(Format):
         # Data with the name of a tag have a prefix in tables.
         answered = {name for name in (*chats, *chats_in(record, tags)) if COLLIDED + name not in record}
         data = {name: value for name, value in data.items() if name not in answered}
-        messages = {name: in_order(unpacked(record[name])) for name in chats}
+        messages = {name: sort_messages(parse_container(record[name])) for name in chats}
         return self._row(data, {**record, **messages}, chats, is_flat=True)
 
     def _flat_chats(self, data: Fields, record: Fields, tags: Sequence[str]) -> list[str]:
@@ -143,7 +150,7 @@ class LabelStudioFormat(Format):
         found: list[Issue] = []
         special = [name for name in tags if _is_special(answers[name])]
         if len(special) > 1 and self.names.completion is None:
-            return (issues.ambiguous(special),)
+            return (issues.ambiguous_tags_issue(special),)
         if self.names.completion in special or (self.names.completion is None and len(special) == 1):
             name = self.names.completion or special[0]
             self._known.add(name)
@@ -163,7 +170,7 @@ class LabelStudioFormat(Format):
     def _next_turns(self, conversations: Fields, answers: Fields, question: str, reply: str) -> Row | Issues:
         """A conversation that two text areas continue: the next question, and the answer to learn."""
         if len(conversations) > 1:
-            return (issues.conversations(list(conversations)),)
+            return (issues.several_prompts_issue(list(conversations)),)
         found: list[Issue] = []
         self._known.update((*conversations, question, reply))
         path, before = next(iter(conversations.items()), (question, None))
@@ -179,7 +186,7 @@ class LabelStudioFormat(Format):
         found: list[Issue] = []
         messages, before = chat_of(answer) or [], conversations_in(data, ())
         if len(before) > 1:
-            return (issues.conversations(list(before)),)
+            return (issues.several_prompts_issue(list(before)),)
         self._known.update(before)
         (old,) = before.values() or ([],)
         if messages[: len(old)] != old:
@@ -200,7 +207,7 @@ class LabelStudioFormat(Format):
             return (issues.no_pair(data),)
         selected = selected_of(answer)
         if selected not in ("left", "right"):
-            return (issues.not_chosen(printable(name)),)
+            return (issues.no_choice_issue(printable(name)),)
         found: list[Issue] = []
         self._known.update(pair)
         left, right = (text(data, field, found) for field in pair)
@@ -221,7 +228,7 @@ class LabelStudioFormat(Format):
         if name is None and self.template is None:
             texts = [each for each in PROMPTS if each in data and each not in conversations]
             if len(conversations) > 1 or (conversations and texts):
-                found.append(issues.conversations([*texts[:1], *conversations]))
+                found.append(issues.several_prompts_issue([*texts[:1], *conversations]))
                 return []
             others = [each for each, value in data.items() if isinstance(value, str) and each not in answers]
             only = others if len(others) == 1 else ()
@@ -232,7 +239,7 @@ class LabelStudioFormat(Format):
         if name in conversations:
             return list(_as_context(read_messages(self._path, conversations[name], found, None)))
         if conversations:
-            found.append(issues.history(self._path, list(conversations)))
+            found.append(issues.lost_conversation_issue(self._path, list(conversations)))
             return []
         return [Message("user", self.prompt(data, found) if name is None else text(data, name, found))]
 
@@ -240,7 +247,7 @@ class LabelStudioFormat(Format):
         name = self.names.completion
         if name is None:
             if len(tags) != 1:
-                found.append(issues.ambiguous(tags))
+                found.append(issues.ambiguous_tags_issue(tags))
                 return ""
             name = tags[0]
         return self._answer(answers, name, found)
@@ -249,7 +256,7 @@ class LabelStudioFormat(Format):
         """The text of a control tag's answer; "" if it is invalid, with an issue in `found`."""
         self._known.add(name)
         if name not in answers:
-            found.append(missing(answers, name))
+            found.append(missing_field_issue(answers, name))
             return ""
         shown_name = printable(name)
         answer = text_of(shown_name, answers[name])
@@ -258,7 +265,7 @@ class LabelStudioFormat(Format):
         if issue is not None:
             found.append(issue)
             return ""
-        return normal_line_ends(answer)
+        return normalize_line_ends(answer)
 
 
 def is_task(record: Fields) -> bool:

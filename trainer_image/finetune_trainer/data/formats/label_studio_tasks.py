@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of Label Studio's tasks for generative AI: conversations, selected answers, chat messages.
+"""Tasks of Label Studio: values, answers of annotations, and their issues.
+
+Values of Label Studio's tasks for generative AI: conversations, selected answers, chat messages.
 
 Issues of tasks of Label Studio.
 
@@ -13,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.row_problems import Code, Issue, field_name, field_names, shown, type_name
+from finetune_trainer.data.row_problems import Code, Issue, field_name, field_names, show_value, type_name
 
 ROLE_FIELDS: Final = ("role", "author", "from", "speaker")
 CONTENT_FIELDS: Final = ("content", "text", "value")
@@ -42,7 +44,7 @@ MAX_LITERAL_CHARACTERS: Final = 1 << 20
 """Maximum length of a list to parse as a Python literal, which takes memory."""
 
 
-def unpacked(value: Any) -> Any:
+def parse_container(value: Any) -> Any:
     """Parse a list or object that a table has as a text: as JSON, or as a Python literal."""
     if not isinstance(value, str) or not value.startswith(("[{", '{"', "{'")):
         return value
@@ -60,7 +62,7 @@ def unpacked(value: Any) -> Any:
 
 def conversation_of(value: Any) -> list[dict[str, Any]] | None:
     """The messages of a conversation, with `role` and `content`; None for another value."""
-    value = unpacked(value)
+    value = parse_container(value)
     if not isinstance(value, list) or not value:
         return None
     messages = [_message(each) for each in value]
@@ -69,20 +71,20 @@ def conversation_of(value: Any) -> list[dict[str, Any]] | None:
 
 def selected_of(value: Any) -> str | None:
     """The selected answer of a pairwise task: left, right, or another text for neither."""
-    value = _only(unpacked(value))
+    value = _only(parse_container(value))
     return value["selected"] if isinstance(value, dict) and isinstance(value.get("selected"), str) else None
 
 
 def chat_of(value: Any) -> list[Any] | None:
     """The messages of the tag Chat; None for another value."""
-    value = unpacked(value)
+    value = parse_container(value)
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(isinstance(part, dict) and CHAT in part for part in parts):
         return None
     return [_message(message) or message for message in (part[CHAT] for part in parts)]
 
 
-def in_order(messages: Sequence[Any]) -> list[Fields]:
+def sort_messages(messages: Sequence[Any]) -> list[Fields]:
     """Messages of the tag Chat in the order of their times, which are removed; each as `chat_of` reads it."""
     if _are_timed(messages):
         messages = sorted(messages, key=itemgetter(CREATED))
@@ -99,7 +101,7 @@ def chats_in(record: Fields, names: Iterable[str]) -> list[str]:
     """
     found = [name for name in names if conversation_of(record[name]) is not None]
     with_transcript = [name for name in found if name + TRANSCRIPT in record]
-    return with_transcript or [name for name in found if _are_timed(unpacked(record[name]))]
+    return with_transcript or [name for name in found if _are_timed(parse_container(record[name]))]
 
 
 def pair_of(names: Iterable[str]) -> tuple[str, str] | None:
@@ -148,7 +150,7 @@ def disagreement(count: int) -> Issue:
     )
 
 
-def predicted() -> Issue:
+def only_predictions_issue() -> Issue:
     """The task has predictions of a model, but no annotation."""
     return Issue(
         Code.FIELD_MISSING,
@@ -159,7 +161,7 @@ def predicted() -> Issue:
     )
 
 
-def conversations(names: Sequence[str]) -> Issue:
+def several_prompts_issue(names: Sequence[str]) -> Issue:
     """Several fields may be the prompt."""
     return Issue(
         Code.FIELD_VALUE,
@@ -169,7 +171,7 @@ def conversations(names: Sequence[str]) -> Issue:
     )
 
 
-def history(name: str, conversations: Sequence[str]) -> Issue:
+def lost_conversation_issue(name: str, conversations: Sequence[str]) -> Issue:
     """The prompt would leave out a conversation."""
     return Issue(
         Code.FIELD_VALUE,
@@ -190,7 +192,7 @@ def no_pair(data: Fields) -> Issue:
     )
 
 
-def not_chosen(name: str) -> Issue:
+def no_choice_issue(name: str) -> Issue:
     """A pairwise task has no choice."""
     return Issue(
         Code.FIELD_VALUE,
@@ -212,7 +214,7 @@ def same_answers(pair: tuple[str, str]) -> Issue:
     )
 
 
-def unanswered() -> Issue:
+def no_annotation_issue() -> Issue:
     """The task has no annotation."""
     return Issue(
         Code.FIELD_MISSING,
@@ -223,7 +225,7 @@ def unanswered() -> Issue:
     )
 
 
-def ambiguous(tags: Sequence[str]) -> Issue:
+def ambiguous_tags_issue(tags: Sequence[str]) -> Issue:
     """The task has several control tags, or none."""
     if not tags:
         return Issue(
@@ -249,7 +251,7 @@ def answers_of(annotations: Any) -> Fields | Issue:
     Returns an issue if annotations differ, so that the user decides.
     """
     if annotations is None:
-        return unanswered()
+        return no_annotation_issue()
     if not isinstance(annotations, list):
         return Issue(
             Code.FIELD_TYPE,
@@ -267,7 +269,7 @@ def answers_of(annotations: Any) -> Fields | Issue:
     answers = [found for each in ground_truth or kept if (found := _answers(each.get("result")))]
     if any(each != answers[0] for each in answers):
         return disagreement(len(answers))
-    return answers[0] if answers else unanswered()
+    return answers[0] if answers else no_annotation_issue()
 
 
 def _answers(results: Any) -> Fields:
@@ -291,7 +293,9 @@ def _answers(results: Any) -> Fields:
             answers[result["from_name"]] = [*earlier, value[CHAT]]
         else:
             answers.setdefault(result["from_name"], {"type": kind})
-    return {name: in_order(value) if isinstance(value, list) else value for name, value in answers.items()}
+    return {
+        name: sort_messages(value) if isinstance(value, list) else value for name, value in answers.items()
+    }
 
 
 def text_of(name: str, value: Any) -> Any:
@@ -307,7 +311,7 @@ def text_of(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return value
     kind = value.get("type") if isinstance(value, dict) else None
-    state = f"of the type {shown(kind)}" if isinstance(kind, str) else type_name(value)
+    state = f"of the type {show_value(kind)}" if isinstance(kind, str) else type_name(value)
     return Issue(
         Code.UNSUPPORTED,
         f"{name} is {state}",

@@ -6,8 +6,13 @@ from typing import Any, ClassVar
 
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
-from finetune_trainer.data.formats.conversations import order_issues, read_messages, read_tools, with_system
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, text
+from finetune_trainer.data.formats.conversations import (
+    order_issues,
+    prepend_system,
+    read_messages,
+    read_tools,
+)
 from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.row_problems import Code, Issue
 from finetune_trainer.rows import Message, Row
@@ -23,7 +28,7 @@ class PromptCompletionFormat(Format):
     used: ClassVar = ("system",)
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches prompt and completion if the recipe names both, else one of them."""
         if cls.table != clues.table:
             return None
@@ -47,7 +52,7 @@ class PromptCompletionFormat(Format):
     def row(self, record: Fields) -> Row | Issues:
         """The pair."""
         if self._messages in record and not any(name in record for name in self.prompt_columns):
-            return (mixed(f'a chat row, with "{self._messages}"', "prompt and completion"),)
+            return (mixed_forms_issue(f'a chat row, with "{self._messages}"', "prompt and completion"),)
         completion = self._columns[-1]
         for name in self._columns:
             if isinstance(record.get(name), list):
@@ -84,7 +89,7 @@ class PromptCompletionFormat(Format):
         context = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         turns = (*context, *answer)
         found = order_issues(completion, turns, path_of=path_of)
-        every = with_system(system, prompt, list(turns), found)
+        every = prepend_system(system, prompt, list(turns), found)
         return tuple(found) or Row(tuple(every), tools=tools)
 
 
@@ -120,7 +125,7 @@ def _answer(record: Fields, name: str, tools: frozenset[str], found: list[Issue]
     return [Message("assistant", text(record, name, found))]
 
 
-def mixed(found: str, expected: str) -> Issue:
+def mixed_forms_issue(found: str, expected: str) -> Issue:
     """The issue of a row in another form than the other rows."""
     return Issue(
         Code.FORMATS_MIXED, f"is {found}", f"{expected}, as in the other rows", "use one form per dataset"

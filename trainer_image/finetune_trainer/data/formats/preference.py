@@ -5,8 +5,21 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import EMPTY, Clues, Format, Issues, Match, missing, text
-from finetune_trainer.data.formats.conversations import order_issues, read_messages, unsupported, with_system
+from finetune_trainer.data.formats.base import (
+    EMPTY,
+    Format,
+    FormatHints,
+    Issues,
+    Match,
+    missing_field_issue,
+    text,
+)
+from finetune_trainer.data.formats.conversations import (
+    order_issues,
+    prepend_system,
+    read_messages,
+    unsupported_field_issue,
+)
 from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.row_problems import Code, Issue
 from finetune_trainer.rows import Message, Row
@@ -26,7 +39,7 @@ class PreferenceFormat(Format):
     used: ClassVar = ("system", "tools")
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, clues: FormatHints, /) -> Match | None:
         """Matches both answers."""
         names = clues.names
         if names.chosen in record and names.rejected in record:
@@ -67,7 +80,7 @@ class PreferenceFormat(Format):
         given = record["input"]
         self.note_unused({name: given[name] for name in given if name not in OPENAI_INPUT}, "input.")
         if given.get("tools"):
-            return (unsupported("input.tools"),)
+            return (unsupported_field_issue("input.tools"),)
         fields = {name: value for name, value in record.items() if name in OPENAI_FIELDS}
         if "messages" in given:
             fields["input.messages"] = given["messages"]
@@ -127,14 +140,14 @@ class PreferenceFormat(Format):
             )
         turns = read_prompt(self, record, chosen, found, prompt)
         path = prompt if isinstance(record.get(prompt), list) else chosen_name
-        turns = with_system(self.system(record, found), path, turns, found)
+        turns = prepend_system(self.system(record, found), path, turns, found)
         found = found or order_issues(chosen_name, turns)
         return tuple(found) or Row(tuple(turns), "Preference", rejected=rejected[-1].content)
 
 
 def tools_issues(record: Fields) -> list[Issue]:
     """The issue of tools, which only chats may have."""
-    return [unsupported("tools")] if record.get("tools") else []
+    return [unsupported_field_issue("tools")] if record.get("tools") else []
 
 
 def read_answer(record: Fields, name: str, found: list[Issue]) -> list[Message]:
@@ -175,6 +188,6 @@ def read_prompt(
     if before:
         return answer
     if form.template is None and name not in record:
-        found.append(missing(record, name))
+        found.append(missing_field_issue(record, name))
         return answer
     return [Message("user", form.prompt(record, found)), *answer]

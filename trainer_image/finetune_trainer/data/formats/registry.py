@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All formats. Each one describes, recognizes and reads its records; see `Format`.
+"""All formats, and which of them a file's records have.
+
+All formats. Each one describes, recognizes and reads its records; see `Format`.
 
 Detection of the format of a file's records.
 """
@@ -12,7 +14,7 @@ from typing import Final
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import ContainerName, Fields, TableName
 from finetune_trainer.data.formats.alpaca import AlpacaFormat
-from finetune_trainer.data.formats.base import Clues, Format
+from finetune_trainer.data.formats.base import Format, FormatHints
 from finetune_trainer.data.formats.chat import ChatMessagesFormat
 from finetune_trainer.data.formats.doccano import DoccanoFormat
 from finetune_trainer.data.formats.field_meanings import mapped_columns
@@ -22,7 +24,7 @@ from finetune_trainer.data.formats.pairs import CSVFormat, ParquetFormat, Prompt
 from finetune_trainer.data.formats.preference import PreferenceFormat
 from finetune_trainer.data.formats.sharegpt import CONVERSATIONS, ShareGPTFormat
 from finetune_trainer.data.recipe import Recipe
-from finetune_trainer.data.row_problems import Code, Issue, field_name, field_names, listed
+from finetune_trainer.data.row_problems import Code, Issue, field_name, field_names, quote_names
 
 FORMATS: Final[Mapping[DataFormat, type[Format]]] = {
     form.name: form
@@ -62,7 +64,7 @@ class FormatDetector:
     def __init__(self, recipe: Recipe) -> None:
         """Raises ValueError for an invalid template."""
         self._recipe = recipe
-        self._clues = Clues(recipe.names)
+        self._clues = FormatHints(recipe.names)
 
     def format_of(self, records: Sequence[Fields], container: ContainerName) -> DataFormat | Issue:
         """The format of most records, or why none is chosen. Without records: prompts with completions.
@@ -82,7 +84,7 @@ class FormatDetector:
             f"the rows have {field_names(records[0], 'other fields', 'the fields ')}"
             if records[0]
             else "the rows have no fields",
-            f'{listed(clues.prompt)} and "{clues.completion}", or "{clues.messages}"',
+            f'{quote_names(clues.prompt)} and "{clues.completion}", or "{clues.messages}"',
             _advice(records[0]),
         )
 
@@ -92,7 +94,7 @@ class FormatDetector:
         return None if found is None else replace(found, code=Code.FILE_UNKNOWN)
 
 
-def _format_of(record: Fields, clues: Clues) -> DataFormat | None:
+def _format_of(record: Fields, clues: FormatHints) -> DataFormat | None:
     """The format that best matches a record; None if no format matches."""
     matches = {name: match for name, form in FORMATS.items() if (match := form.match(record, clues))}
     # max returns the first of several equal matches.

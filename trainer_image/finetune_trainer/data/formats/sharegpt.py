@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.json_records import from_json
-from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
+from finetune_trainer.data.formats.base import Format, FormatHints, Issues, Match, missing_field_issue
 from finetune_trainer.data.formats.conversations import (
     AS_WRITTEN,
     order_issues,
+    prepend_system,
     read_messages,
-    unsupported,
-    with_system,
+    unsupported_field_issue,
 )
-from finetune_trainer.data.row_problems import Code, Issue, shown, type_name
+from finetune_trainer.data.row_problems import Code, Issue, show_value, type_name
 from finetune_trainer.rows import Message, Role, Row
 
 CONVERSATIONS: Final = "conversations"
@@ -39,7 +39,7 @@ class ShareGPTFormat(Format):
     used: ClassVar = ("id", "system", "tools")
 
     @classmethod
-    def match(cls, record: Fields, _: Clues, /) -> Match | None:
+    def match(cls, record: Fields, _: FormatHints, /) -> Match | None:
         """Matches `conversations`."""
         return Match.FIELDS if CONVERSATIONS in record else None
 
@@ -50,15 +50,15 @@ class ShareGPTFormat(Format):
     def row(self, record: Fields) -> Row | Issues:
         """The conversation."""
         if CONVERSATIONS not in record:
-            return (missing(record, CONVERSATIONS),)
+            return (missing_field_issue(record, CONVERSATIONS),)
         found: list[Issue] = []
         if record.get("tools"):
-            found.append(unsupported("tools", AS_MESSAGES))
+            found.append(unsupported_field_issue("tools", AS_MESSAGES))
         system = self.system(record, found)
         turns = self._turns(record[CONVERSATIONS], found)
         # The order is checked as in the file.
         found = found or order_issues(CONVERSATIONS, turns, ROLE_NAMES)
-        turns = with_system(system, CONVERSATIONS, turns, found)
+        turns = prepend_system(system, CONVERSATIONS, turns, found)
         return tuple(found) or Row(tuple(turns))
 
     def _turns(self, value: Any, found: list[Issue]) -> list[Message]:
@@ -114,10 +114,10 @@ def _role_issue(path: str, speaker: Any, *, is_there: bool) -> Issue:
     if speaker in TOOL_ROLES:
         return Issue(
             Code.UNSUPPORTED,
-            f"{path} is {shown(speaker)}, which is not supported",
+            f"{path} is {show_value(speaker)}, which is not supported",
             "human, gpt or system",
             AS_MESSAGES,
             column=path,
         )
-    state = shown(speaker) if is_there else "missing"
+    state = show_value(speaker) if is_there else "missing"
     return Issue(Code.ROLE, f"{path} is {state}", "human, gpt or system", "correct the role", column=path)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server of a serving engine as a child process.
+"""The engine's side: starts the server as a child process and sends it the prompts.
+
+A server of a serving engine as a child process.
 
 Lets a serving engine answer the prompts of an evaluation.
 
@@ -263,7 +265,7 @@ class _Asking:
 def run_in_pod() -> None:
     """Run the config of the pod. Raises StageFailure (INVALID_CONFIG, CONTRACT_MISMATCH) if it is invalid."""
     signals.exit_on_signal()
-    logs.configure()
+    logs.configure_logs()
     config = configuration.parse(os.environ.get(CONFIG_ENV))
     if not isinstance(config, AnswersConfig):
         raise StageFailure(FailureReason.INVALID_CONFIG, f"stage: an engine does not run {config.stage}")

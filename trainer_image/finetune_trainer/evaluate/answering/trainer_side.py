@@ -158,15 +158,15 @@ class RecordedAnswers:
         return GeneratedAnswer(text, len(ids), answer.finish_reason, seconds=self._seconds)
 
 
-def exchange_of(config: EvaluateConfig) -> Exchange | None:
+def open_exchange(config: EvaluateConfig) -> Exchange | None:
     """The folder with the answers; None if the trainer generates them."""
     engine = config.answer_engine
     return Exchange(Path(engine.folder)) if engine is not None and engine.is_separate else None
 
 
-def recorded_version(config: EvaluateConfig) -> str | None:
+def read_engine_version(config: EvaluateConfig) -> str | None:
     """Version of the engine that has answered in this pod; None if it had nothing to answer."""
-    exchange = exchange_of(config)
+    exchange = open_exchange(config)
     if exchange is None:
         return None
     found = (exchange.answers(subject) for subject in config.subjects)
@@ -186,7 +186,7 @@ def engine_version(config: EvaluateConfig, version: str | None) -> EngineVersion
     return EngineVersion(name=engine.name, version=version or "unknown")
 
 
-def engine_findings(config: EvaluateConfig) -> tuple[CheckFinding, ...]:
+def report_unsupported_engine(config: EvaluateConfig) -> tuple[CheckFinding, ...]:
     """Why the trainer has answered although the ComputeProfile has another engine."""
     engine = config.answer_engine
     if engine is None or not engine.unsupported:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls a user's function in a process of its own, with limits of time and memory.
+"""The score stage: calls the user's functions for all answers, each function in a process of its own.
+
+Calls a user's function in a process of its own, with limits of time and memory.
 
 Run the stage that computes the user's metrics of the answers that an evaluation has generated.
 """
@@ -28,7 +30,7 @@ from finetune_trainer.contract.own_metrics import CustomMetric, CustomMetricSour
 from finetune_trainer.contract.results import ScoreResult
 from finetune_trainer.contract.vocabulary import FailureReason, SplitName, Subject
 from finetune_trainer.evaluate.custom.syscallfilter import forbid_inspection
-from finetune_trainer.evaluate.estimates import RowValues, evidence_for
+from finetune_trainer.evaluate.estimates import RowValues, compute_evidence
 from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.logs import one_line
@@ -223,7 +225,7 @@ def run(config: ScoreConfig) -> ScoreResult:
     measured = RowValues(values, groups)
     return ScoreResult(
         scores=tuple(measured.scores()),
-        evidence=tuple(evidence_for(config.gates, measured, measured.subjects)),
+        evidence=tuple(compute_evidence(config.gates, measured, measured.subjects)),
         sources=tuple(sources),
     )
 

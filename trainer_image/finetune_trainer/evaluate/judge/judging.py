@@ -19,12 +19,12 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge.questions import (
     AnswerPair,
     Question,
-    questions_of,
+    build_questions,
     read_verdict,
     sample,
     system_prompt,
 )
-from finetune_trainer.evaluate.judge.verdicts import Judged, JudgeReply, VerdictLog, row_verdicts
+from finetune_trainer.evaluate.judge.verdicts import Judged, JudgeReply, VerdictLog, combine_replies
 from finetune_trainer.evaluate.measurement_log import PredictionLog
 from finetune_trainer.evaluate.subjects.opening import FINAL_CODES
 from finetune_trainer.remote.json_api import JsonApi
@@ -33,7 +33,12 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.logs import SCRUBBER
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
-from finetune_trainer.stage.judge_endpoint import JudgeProblem, endpoint_problem, located, open_endpoint
+from finetune_trainer.stage.judge_endpoint import (
+    JudgeProblem,
+    endpoint_problem,
+    open_endpoint,
+    resolve_endpoint,
+)
 from finetune_trainer.store import RunFolder
 
 MAX_UNREADABLE: Final = 0.1
@@ -178,7 +183,7 @@ def _text_of(response: Any) -> str:
 logger = logging.getLogger(__name__)
 
 
-def judged_rows(config: EvaluateConfig, rows: int) -> int:
+def max_judged_rows(config: EvaluateConfig, rows: int) -> int:
     """Max number of rows that all judges together judge, of a split with this number of rows."""
     return sum(min(rows, judge.max_calls // CALLS_PER_ROW) for judge in config.judges)
 
@@ -199,7 +204,7 @@ class Judging:
     feed: Callable[[], None]
     """Records a sign of life."""
     count: Callable[[int], None]
-    """Called with numbers of rows that a judge is done with, of `judged_rows`."""
+    """Called with numbers of rows that a judge is done with, of `max_judged_rows`."""
 
     def run(self) -> list[Judged]:
         """Make the calls that earlier processes did not make.
@@ -212,7 +217,7 @@ class Judging:
     def _judge(self, judge: Judge) -> Judged:
         problem = ""
         try:
-            judge = located(judge)
+            judge = resolve_endpoint(judge)
         except StageFailure as failure:
             if failure.exit_code not in FINAL_CODES:
                 raise
@@ -221,7 +226,7 @@ class Judging:
         log = VerdictLog(self.folder, judge, system)
         pairs = list(self._pairs(judge))
         chosen = sample(pairs, judge.max_calls, self.config.seed)
-        questions = {pair.row: list(questions_of(judge, system, pair)) for pair in chosen}
+        questions = {pair.row: list(build_questions(judge, system, pair)) for pair in chosen}
         counter = ReplyCounter(
             judge,
             calls=sum(map(len, questions.values())),
@@ -237,7 +242,7 @@ class Judging:
             except JudgeProblem as error:
                 problem = str(error)
         counter.end()
-        verdicts = row_verdicts(chosen, questions, log.find, len(pairs))
+        verdicts = combine_replies(chosen, questions, log.find, len(pairs))
         if problem:
             logger.warning("%s has no value: %s", judge.metric, problem)
         else:

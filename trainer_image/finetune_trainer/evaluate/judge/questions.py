@@ -50,7 +50,7 @@ def system_prompt(instructions: str) -> str:
     return SYSTEM.format(instructions=instructions)
 
 
-def messages_of(system: str, turns: Sequence[Message], first: str, second: str) -> list[dict[str, str]]:
+def build_messages(system: str, turns: Sequence[Message], first: str, second: str) -> list[dict[str, str]]:
     """The turns of one call. Texts are JSON strings, so that none can end early."""
     shown = {"conversation": [_turn(turn) for turn in turns], "answer A": first, "answer B": second}
     return [
@@ -133,7 +133,7 @@ class Question:
         answers = (pair.tuned, pair.other) if self.tuned_first else (pair.other, pair.tuned)
         return {
             "model": self.judge.model,
-            "messages": messages_of(self.system, pair.turns, *answers),
+            "messages": build_messages(self.system, pair.turns, *answers),
             "temperature": self.judge.temperature,
         }
 
@@ -155,7 +155,7 @@ def sample(pairs: Sequence[AnswerPair], max_calls: int, seed: int) -> list[Answe
     return shuffled[: max_calls // CALLS_PER_ROW]
 
 
-def questions_of(judge: Judge, system: str, pair: AnswerPair) -> Iterator[Question]:
+def build_questions(judge: Judge, system: str, pair: AnswerPair) -> Iterator[Question]:
     """Yield both calls of a pair; none if its answers are equal."""
     if not pair.is_same:
         for tuned_first in (True, False):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replies of a judge: a file of the run, so that no process repeats a call that was paid for.
+"""What judges said: replies in a file of the run, verdicts of rows, win rates, and the parts of the result.
+
+The replies of a judge: a file of the run, so that no process repeats a call that was paid for.
 
 The first line is a header with the prompt. Every other line is a `JudgeReply` as JSON.
 
@@ -24,7 +26,7 @@ from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import TUNED, evidence_for, score_of, shortage_of
+from finetune_trainer.evaluate.estimates import TUNED, compute_evidence, compute_score, describe_shortage
 from finetune_trainer.evaluate.json_lines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.judge.questions import AnswerPair, Preference, Question
 from finetune_trainer.evaluate.subjects.opening import MAX_MESSAGE_CHARACTERS
@@ -32,7 +34,7 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.report.evaluation.facts import JudgedRow, ShownJudge
 from finetune_trainer.runtime.progress import Interval
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.statistics.bootstrap import Groups, resampled_mean
+from finetune_trainer.statistics.bootstrap import Groups, bootstrap_mean
 from finetune_trainer.statistics.estimate import Estimate
 from finetune_trainer.statistics.proportions import Proportion
 from finetune_trainer.store import RunFolder
@@ -160,7 +162,7 @@ class RowVerdicts:
     """By number of the row, why it is won or lost, in the judge's words."""
 
 
-def row_verdicts(
+def combine_replies(
     pairs: Sequence[AnswerPair],
     questions: Mapping[int, Sequence[Question]],
     reply_to: Callable[[Question], JudgeReply | None],
@@ -245,7 +247,7 @@ class WinRates:
         groups = None if self.groups is None else self.groups.shared(list(of_rows))
         if groups is None and TIED not in values:
             return Proportion(int(sum(values)), len(values))
-        return resampled_mean(values, groups, (0, 1))
+        return bootstrap_mean(values, groups, (0, 1))
 
     def gain(self, metric: Metric, over: Subject) -> Estimate:
         """Raise ValueError: a win rate has no gain."""
@@ -253,7 +255,7 @@ class WinRates:
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return shortage_of(estimate, self.groups)
+        return describe_shortage(estimate, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +289,11 @@ class JudgedAnswers:
     def scores(self) -> Iterator[Score]:
         """Yield the win rates with their intervals."""
         for metric in self.rates.measures:
-            yield score_of(metric, TUNED, self.rates)
+            yield compute_score(metric, TUNED, self.rates)
 
     def evidence(self, gates: Sequence[GateBound]) -> Iterator[GateEvidence]:
         """Yield the evidence for each gate on a judge, also on one without a win rate."""
-        yield from evidence_for(gates, self.rates, (TUNED,))
+        yield from compute_evidence(gates, self.rates, (TUNED,))
         problems = {each.judge.metric: each.problem for each in self.judges if each.problem}
         for index, gate in enumerate(gates):
             if gate.metric in problems:

@@ -4,7 +4,7 @@
 from collections.abc import Collection
 
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.scoring.json_text import has_json, leaves, parse_fenced, same
+from finetune_trainer.scoring.json_text import are_equal_leaves, has_json, leaves, parse_fenced
 
 
 def value(answer: str, accepted: Collection[str]) -> float:
@@ -19,7 +19,8 @@ def value(answer: str, accepted: Collection[str]) -> float:
         return 0.0
     expected = (list(leaves(parse_fenced(text))) for text in accepted if has_json(text))
     shares = (
-        sum(path in answered and same(answered[path], leaf) for path, leaf in of_text) / len(of_text)
+        sum(path in answered and are_equal_leaves(answered[path], leaf) for path, leaf in of_text)
+        / len(of_text)
         for of_text in expected
     )
     return max(shares, default=0.0)

@@ -2,14 +2,14 @@
 """Share of answers that are JSON, and valid by the schema if there is one."""
 
 from finetune_trainer import canonical_json
-from finetune_trainer.evaluate.measure import Measure, of_texts
+from finetune_trainer.evaluate.measure import Measure, measure_texts
 from finetune_trainer.scoring.answer_formats import JSONSchema
 from finetune_trainer.scoring.metric_scope import MetricScope
 
 
 def measure(scope: MetricScope) -> Measure:
     """The measure for the schema of the scope."""
-    return Measure(of_texts(lambda answer, _: value(answer, scope.json_schema)))
+    return Measure(measure_texts(lambda answer, _: value(answer, scope.json_schema)))
 
 
 def value(answer: str, schema: JSONSchema | None) -> float:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Share of answers that match the pattern as a whole."""
 
-from finetune_trainer.evaluate.measure import Measure, of_texts
+from finetune_trainer.evaluate.measure import Measure, measure_texts
 from finetune_trainer.scoring.metric_scope import MetricScope
 
 
@@ -10,4 +10,4 @@ def measure(scope: MetricScope) -> Measure:
     pattern = scope.pattern
     if pattern is None:
         raise ValueError("the scope was found for other metrics")
-    return Measure(of_texts(lambda answer, _: float(pattern.matches(answer))))
+    return Measure(measure_texts(lambda answer, _: float(pattern.matches(answer))))

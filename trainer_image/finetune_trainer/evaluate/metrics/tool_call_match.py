@@ -3,7 +3,7 @@
 
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured_model import GeneratedAnswer
-from finetune_trainer.scoring.json_text import calls_in
+from finetune_trainer.scoring.json_text import find_calls
 
 
 def value(answer: GeneratedAnswer, example: Example) -> float:
@@ -11,4 +11,4 @@ def value(answer: GeneratedAnswer, example: Example) -> float:
 
     Calls are equal if name and arguments are equal as JSON. A row without calls expects none.
     """
-    return float(calls_in(answer.text) == example.calls)
+    return float(find_calls(answer.text) == example.calls)

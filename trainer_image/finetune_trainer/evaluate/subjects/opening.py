@@ -21,7 +21,7 @@ from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.checks import sensitive_hashes
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.subjects.prompted import encode_prompted
-from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
+from finetune_trainer.model.bundle import read_chat_template, read_stop_ids, require_bundle
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.metric_scope import MetricScope, ScopeSource
@@ -62,7 +62,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def optional(subject: Subject, unmeasured: list[UnmeasuredSubject], live: LiveModel | None) -> Iterator[None]:
+def record_optional_failure(
+    subject: Subject, unmeasured: list[UnmeasuredSubject], live: LiveModel | None
+) -> Iterator[None]:
     """Record a final failure of the block for an optional subject; any other failure ends the stage.
 
     `live` is the model of the subject Live.
@@ -209,9 +211,9 @@ class SubjectOpener:
         require_bundle(folder, f"Checkpoint {checkpoint}")
         tokenizer = load_tokenizer(folder if is_whole else self._model(base_model))
         # The model was trained with it. Another release may supply another one to the same base model.
-        tokenizer.chat_template = own_chat_template(folder)
+        tokenizer.chat_template = read_chat_template(folder)
         weights = Weights(folder) if is_whole else Weights(self._model(base_model), folder, quantized)
-        return _Opened(weights, tokenizer, own_stop_ids(folder))
+        return _Opened(weights, tokenizer, read_stop_ids(folder))
 
     def _encode(self, opened: _Opened, chat_template_kwargs: TemplateArguments) -> list[Example]:
         return encode_examples(

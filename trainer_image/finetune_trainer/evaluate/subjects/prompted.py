@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses the training rows that a prompt shows as examples.
+"""The subject Prompted: instructions and chosen training rows before each row.
+
+Chooses the training rows that a prompt shows as examples.
 
 The rule:
 
@@ -113,7 +115,7 @@ def _candidates(training: Iterable[Row], evaluated: Sequence[Row], seed: int) ->
 
 
 def _tools(row: Row) -> str | None:
-    return None if row.tools is None else canonical_json.of_json(row.tools)
+    return None if row.tools is None else canonical_json.canonicalize(row.tools)
 
 
 def _keep(heap: list[tuple[float, int, Row]], entry: tuple[float, int, Row]) -> None:
@@ -201,7 +203,7 @@ def encode_prompted(
     """
     settings, arguments = config.prompted, config.chat_template_kwargs
     empty = FewShotPrompt(settings.system_prompt, (), has_system_turn(tokenizer, arguments))
-    room = _Room(config, rows, plain, RowEncoder(tokenizer, arguments), read_context_length(base))
+    room = _ContextBudget(config, rows, plain, RowEncoder(tokenizer, arguments), read_context_length(base))
     shown = choose_rows(
         training,
         [rows[example.row - 1] for example in plain],
@@ -234,7 +236,7 @@ def encode_prompted(
     }
     folder.write(PROMPT_FILE, json.dumps(scanner.masked_json(record), ensure_ascii=False, indent=2).encode())
     return [
-        _truncated(example, config.max_sequence_length + len(example.prompt) - len(without.prompt))
+        _truncate_example(example, config.max_sequence_length + len(example.prompt) - len(without.prompt))
         for example, without in zip(examples, plain, strict=True)
     ]
 
@@ -245,7 +247,7 @@ def prompt_digest(folder: RunFolder) -> Digest | None:
     return None if content is None else digest_of(content)
 
 
-class _Room:
+class _ContextBudget:
     """Whether a prompt leaves room for the longest row and its answer in the model's context."""
 
     def __init__(
@@ -285,7 +287,7 @@ def _form(row: Row) -> Any:
     return "ChatMessages" if row.form == "PromptCompletion" else row.form
 
 
-def _truncated(example: Example, max_length: int) -> Example:
+def _truncate_example(example: Example, max_length: int) -> Example:
     rejected = example.rejected
     return replace(
         example,

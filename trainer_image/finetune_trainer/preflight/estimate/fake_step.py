@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the bytes of live tensors and the floating-point operations of a block.
+"""The figures of one training step on fake tensors, also of a deep model from shallow ones.
+
+Counts the bytes of live tensors and the floating-point operations of a block.
 
 One training step of a method on fake tensors: peak bytes of a process, and floating-point operations.
 

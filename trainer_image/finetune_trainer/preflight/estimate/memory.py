@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of parameters of a base model, from its layers without weights.
+"""Bytes of a process of train, from a fake step and the numbers of parameters.
+
+Numbers of parameters of a base model, from its layers without weights.
 
 Bytes that one process of train needs: what a fake step measures, and what only formulas give.
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose batches and gradient checkpointing so that a step fits the memory of a device.
+"""Settings with which a step fits the devices, or the failure with what would fit.
+
+Choose batches and gradient checkpointing so that a step fits the memory of a device.
 
 Batches of rows are halved, and then activations are recomputed: the rungs that train takes when memory runs
 out (`train.guards.memory`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
@@ -46,7 +48,7 @@ class MemoryPlan:
     """What was changed so that it fits, one sentence each."""
 
 
-def fit(
+def plan_memory(
     memory: TrainMemory,
     defaults: Hyperparameters,
     requested: RequestedHyperparameters,
@@ -177,7 +179,7 @@ MIN_LENGTH: Final = 256
 """Min maxSequenceLength that the message proposes."""
 
 
-def refusal(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailure:
+def predicted_out_of_memory(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailure:
     """Create the failure (PREDICTED_OUT_OF_MEMORY), with figures and what would fit."""
     shape = replace(plan.shape, checkpointing=True)
     fitting = _alternatives(memory, shape, FITS * available)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of a run, and how long devices take for them.
+"""What training will take: memory, duration, and that of the learning curve.
+
+Floating-point operations of a run, and how long devices take for them.
 
 Predict what training will take, and choose the settings that make it fit.
 
@@ -20,7 +22,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.loading import weights_bytes
 from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
+from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, plan_memory, predicted_out_of_memory
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.batches import steps_per_epoch
 from finetune_trainer.train.learning_curve_plan import share_of_work, subset_size
@@ -128,7 +130,9 @@ def _predict(
             sharded=is_sharded(method.type, settings.sharded, settings.processes),
             on_gpu=config.device is not None,
         )
-        plan = fit(memory, settings, config.hyperparameters, max_row_tokens=max(lengths), available=available)
+        plan = plan_memory(
+            memory, settings, config.hyperparameters, max_row_tokens=max(lengths), available=available
+        )
         return memory, plan
 
     memory, plan = planned(defaults)
@@ -137,7 +141,7 @@ def _predict(
         if sharded != defaults.sharded:
             memory, plan = planned(defaults.model_copy(update={"sharded": sharded}))
     if plan.verdict == "TooLarge" and available and config.on_predicted_out_of_memory == "Refuse":
-        raise refusal(memory, plan, available)
+        raise predicted_out_of_memory(memory, plan, available)
     return plan, _prediction(config, memory, plan, lengths)
 
 
@@ -178,7 +182,7 @@ def host_bytes(memory: TrainMemory, devices: int, nodes: int, state_bytes: int) 
     return devices * GPU_PROCESS_BYTES + state_bytes // (nodes if memory.sharded else 1)
 
 
-def with_learning_curve(
+def add_curve_duration(
     config: PreflightConfig, prediction: Prediction | None, rows: int, chosen: Hyperparameters
 ) -> Prediction | None:
     """The prediction of a run on `rows` rows, with the seconds of its learning curve.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which label was answered for which: the confusion matrix of a classification.
+"""The report of an evaluation: as JSON, and its sentences.
+
+Which label was answered for which: the confusion matrix of a classification.
 
 The report as JSON. docs/report.md describes it. Its size is limited, whatever the models answered.
 
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
 from finetune_trainer.report.evaluation.facts import (
@@ -29,7 +31,7 @@ from finetune_trainer.report.evaluation.facts import (
     SubjectAnswer,
     judge_document,
 )
-from finetune_trainer.report.verdicts import Level, ReportVerdict, counted
+from finetune_trainer.report.verdicts import Level, ReportVerdict, count_noun
 
 MAX_SHOWN_LABELS: Final = 20
 """Labels with a row and a column of their own: those with the most rows."""
@@ -234,7 +236,7 @@ def evaluation_verdict(report: Document) -> ReportVerdict:
 
     A gain whose interval includes 0 is not certain, and one without an interval is not claimed.
     """
-    metric, over, rows = report["decidedBy"], report["comparedWith"], counted(report["rows"], "row")
+    metric, over, rows = report["decidedBy"], report["comparedWith"], count_noun(report["rows"], "row")
     own = value_of(report, metric, TUNED)
     if own is None:
         return ReportVerdict("warning", f"The model {TUNED} was not measured", f"{rows}.")
@@ -244,7 +246,7 @@ def evaluation_verdict(report: Document) -> ReportVerdict:
     values = f"{metric} {figure(own)}, {over} {figure(value_of(report, metric, over))}, on {rows}."
     others = [subject for subject in report["subjects"] if subject != TUNED]
     if len(others) > 1:
-        values += f" {over} is the best of {listed(others)}."
+        values += f" {over} is the best of {join_names(others)}."
     if gain is None:
         return ReportVerdict("warning", f"Not compared with {over}", values)
     level, title = _claim(gain, over)
@@ -315,7 +317,7 @@ def gate_lines(gate: Document) -> list[GateLine]:
 def gate_note(gate: Document) -> str:
     """Why the gate is undecided, and how many more rows would decide it; empty if nothing is to be said."""
     more = gate["moreRows"]
-    rows = "" if more is None else f"About {counted(more, 'more row')} would decide it."
+    rows = "" if more is None else f"About {count_noun(more, 'more row')} would decide it."
     return " ".join(part for part in (gate["undecided"], rows) if part)
 
 

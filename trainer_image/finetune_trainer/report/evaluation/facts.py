@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with the answers of all models: which row went how, and the order in which people read them.
+"""Everything that the report of an evaluation states, as plain data.
+
+Rows with the answers of all models: which row went how, and the order in which people read them.
 
 Judges in the report of an evaluation: their win rates, and what says how far to trust them.
 

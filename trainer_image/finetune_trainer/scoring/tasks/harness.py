@@ -58,10 +58,10 @@ class HarnessTask:
         self._metric, self._filter = _chosen(source, wanted.metric)
         fewshot = {} if wanted.num_fewshot is None else {"num_fewshot": wanted.num_fewshot}
         splits = {
-            split: _guarded(f"rows of {split}", partial(datasets.Dataset.from_list, list(rows)))
+            split: _run_guarded(f"rows of {split}", partial(datasets.Dataset.from_list, list(rows)))
             for split, rows in source.rows.items()
         }
-        self._task: ConfigurableTask = _guarded(
+        self._task: ConfigurableTask = _run_guarded(
             "its fields, tried with row 1",
             lambda: ConfigurableTask(
                 config={**source.file.config(), **fewshot, "custom_dataset": lambda **_: splits}
@@ -99,7 +99,7 @@ class HarnessTask:
         # Each evaluation draws the same examples, which are those of the library's command.
         task.set_fewshot_seed(DEFAULT_OTHER_SEED)
         of_rows = [
-            _guarded(f"row {number}", partial(self._of_row, doc, number))
+            _run_guarded(f"row {number}", partial(self._of_row, doc, number))
             for number, (_, doc) in enumerate(task.doc_iterator(limit=self.rows), 1)
         ]
         return TaskRequests(kind=of_rows[0][0].request_type, of_rows=of_rows)
@@ -136,7 +136,7 @@ def _chosen(source: TaskSource, wanted: str | None) -> tuple[str, str]:
     return metric, pipeline
 
 
-def _guarded(place: str, action: Callable[[], Any]) -> Any:
+def _run_guarded(place: str, action: Callable[[], Any]) -> Any:
     """Run code of the library on the user's files; any error is about these files."""
     try:
         return action()

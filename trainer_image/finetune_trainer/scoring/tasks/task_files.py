@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task file may have: the part of lm-evaluation-harness's format that executes and downloads nothing.
+"""The files of a task: what they may have, read once, known by a digest.
+
+What a task file may have: the part of lm-evaluation-harness's format that executes and downloads nothing.
 
 A file of this part means the same to the library. Every other field is refused by its name.
 
@@ -271,7 +273,7 @@ def _read(path: Path, digest: "hashlib._Hash") -> bytes:
 
 def _rows(path: Path, content: bytes) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_uncompressed(path, content).splitlines(), 1):
+    for number, line in enumerate(_decompress(path, content).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -286,7 +288,7 @@ def _rows(path: Path, content: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _uncompressed(path: Path, content: bytes) -> bytes:
+def _decompress(path: Path, content: bytes) -> bytes:
     if path.suffix != COMPRESSED:
         return content
     reader = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import finetune_trainer
 from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDER
-from finetune_trainer.contract.vocabulary import FailureReason, listed
+from finetune_trainer.contract.vocabulary import FailureReason, join_names
 from finetune_trainer.model.bundle import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
     BundleUnknown,
-    base_bundle,
-    own_chat_template,
-    own_stop_ids,
     read_adapter,
+    read_base_bundle,
+    read_chat_template,
+    read_stop_ids,
     write_settings,
 )
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.store.failures import writable
+from finetune_trainer.store.failures import convert_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def check_loadable(adapter: Path, max_rank: int | None) -> None:
     if found.use_dora:
         problem = "is DoRA"
     elif found.modules_to_save:
-        problem = f"replaces whole modules: {listed(found.modules_to_save)}"
+        problem = f"replaces whole modules: {join_names(found.modules_to_save)}"
     elif found.bias != "none":
         problem = f"has biases ({found.bias})"
     elif max_rank is not None and found.max_rank > max_rank:
@@ -66,7 +66,7 @@ def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) 
     folder = destination / VLLM_FOLDER
     template, stop_ids = _of_adapters(base, adapters) if adapters else _of_model(base)
     package = Path(finetune_trainer.__file__).parent
-    with writable(folder):
+    with convert_write_errors(folder):
         folder.mkdir(exist_ok=True)
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         # Without the sampling parameters of the base model, which the Transformers engine ignores, too.
@@ -81,25 +81,26 @@ def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) 
 
 
 def _of_adapters(base: Path, adapters: Sequence[Path]) -> tuple[str, frozenset[int]]:
-    templates = {each.name: own_chat_template(each) for each in adapters}
+    templates = {each.name: read_chat_template(each) for each in adapters}
     (template, *others) = set(templates.values())
     if others:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"{listed(list(templates))} were trained with different chat templates, and a vLLM server has one"
+            f"{join_names(list(templates))} were trained with different chat templates, and a vLLM server "
+            "has one"
             " for all of its models. Serve them from separate InferenceDeployments, or choose a"
             " ComputeProfile whose engine is Transformers",
         )
-    return template, own_stop_ids(base).union(*map(own_stop_ids, adapters))
+    return template, read_stop_ids(base).union(*map(read_stop_ids, adapters))
 
 
 def _of_model(base: Path) -> tuple[str, frozenset[int]]:
     """Template and stop tokens of a model without adapters."""
-    stop_ids = own_stop_ids(base)
+    stop_ids = read_stop_ids(base)
     if (base / CHAT_TEMPLATE).is_file() and stop_ids:
-        return own_chat_template(base), stop_ids
+        return read_chat_template(base), stop_ids
     try:
-        bundle = base_bundle(base)
+        bundle = read_base_bundle(base)
     except (BundleUnknown, OSError, ValueError) as error:
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a vLLM server computes, and how much, which decides what can be compared and how exactly.
+"""The life of a vLLM server: self-test of its models at the start, metrics, drain at the end.
+
+How a vLLM server computes, and how much, which decides what can be compared and how exactly.
 
 Self-test before the first request: every model generates a token, and predicts what it did when trained.
 
@@ -32,18 +34,18 @@ from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.http_middleware import Drain
 from finetune_trainer.serve.served_models import (
     BASE_NAME,
-    identities,
+    make_no_effect_failure,
     probe_record,
+    read_identities,
     require_probe,
     served_names,
-    without_effect,
 )
 from finetune_trainer.serve.serving_metrics import RequestMetrics
 
 UNKNOWN: Final = "unknown"
 
 
-def computation_of(server: Starlette) -> Computation:
+def read_computation(server: Starlette) -> Computation:
     """That of vLLM's application. Device and dtype are `UNKNOWN` if its version has its config elsewhere."""
     try:
         config = server.state.vllm_config
@@ -95,17 +97,17 @@ async def check_models(
         for model in config.models:
             record = probe_record(Path(config.models_path), model.folder)
             if record is not None:
-                record = within(record, max_prompt_tokens(server))
+                record = limit_record(record, max_prompt_tokens(server))
             if model.type == ADAPTER:
                 smallest = NO_CHANGE_NATS.get(computation.dtype, 0)
-                change = change_of(predicted[model.name], predicted[BASE_NAME])
+                change = measure_change(predicted[model.name], predicted[BASE_NAME])
                 if change <= smallest and not await _changes(model.name, _others(client, record), smallest):
-                    raise without_effect(model.name)
+                    raise make_no_effect_failure(model.name)
             if record is not None:
                 await _check_record(client, model, record, computation)
 
 
-def within(record: ProbeRecord, max_tokens: float) -> ProbeRecord | None:
+def limit_record(record: ProbeRecord, max_tokens: float) -> ProbeRecord | None:
     """The part of a record whose prompts have at most this many tokens; None if no prompt has."""
     kept = [number for number, prompt in enumerate(record.prompts) if len(prompt) <= max_tokens]
     if len(kept) < len(record.prompts):
@@ -120,7 +122,7 @@ async def _changes(name: str, others: Sequence[Predict], smallest: float) -> boo
     A weak one may not change each of them: in bfloat16, rounding hides small differences.
     """
     for predict in others:
-        if change_of(await predict(name), await predict(BASE_NAME)) > smallest:
+        if measure_change(await predict(name), await predict(BASE_NAME)) > smallest:
             return True
     return False
 
@@ -138,18 +140,18 @@ async def _check_record(
     client: httpx.AsyncClient, model: ServedModel, record: ProbeRecord, computation: Computation
 ) -> None:
     found = [await _after_tokens(client, prompt, model.name) for prompt in record.prompts]
-    difference = max(map(difference_from, record.tuned, found), default=0.0)
+    difference = max(map(measure_difference, record.tuned, found), default=0.0)
     require_probe(model.name, record, computation, _version(), difference)
 
 
-def change_of(one: TopLogProbabilities, other: TopLogProbabilities) -> float:
+def measure_change(one: TopLogProbabilities, other: TopLogProbabilities) -> float:
     """Largest difference between two predictions after the same prompt; infinite for other tokens."""
     if one.keys() != other.keys():
         return float("inf")
     return max(abs(one[token] - other[token]) for token in one)
 
 
-def difference_from(recorded: TopTokens, found: TopLogProbabilities) -> float:
+def measure_difference(recorded: TopTokens, found: TopLogProbabilities) -> float:
     """Largest difference of the log-probability of a recorded token, in nats.
 
     For a token that is not among those found, the difference is at least that from the least likely of them.
@@ -267,7 +269,7 @@ class Lifetime:
             engine: layers of the server below the middleware.
             server: vLLM's application.
         """
-        logs.configure_own()
+        logs.configure_own_logs()
         # vLLM's metrics are in the default registry, because a pod has one API process.
         try:
             start_http_server(self.config.metrics_port, registry=self.metrics.registry)
@@ -283,7 +285,7 @@ class Lifetime:
     async def test(self, engine: ASGIApp, server: Starlette) -> None:
         """Check the models, after which the server is ready. A failure ends the process."""
         try:
-            await check_models(engine, server, self.config, computation_of(server))
+            await check_models(engine, server, self.config, read_computation(server))
         except StageFailure as failure:
             self._end_process(failure)
             return
@@ -297,7 +299,7 @@ class Lifetime:
                 )
             )
             return
-        for identity in identities(self.config):
+        for identity in read_identities(self.config):
             self.metrics.model_info.labels(*identity).set(1)
         self.ready = True
         logger.info("ready")

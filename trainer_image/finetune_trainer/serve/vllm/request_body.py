@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may tell vLLM: the fields of a request, with their limits, and text alone.
+"""What a client may send vLLM: the body read once, its fields and limits.
+
+What a client may tell vLLM: the fields of a request, with their limits, and text alone.
 
 vLLM has fields that fetch addresses, take tensors, replace the prompt's template, or move a request to the
 front of the queue. Each version adds some and removes others, and a profile may name an image of any version.
@@ -24,8 +26,8 @@ from finetune_trainer.serve.constraint_limits import (
     check_regex,
     check_schema,
     check_text,
-    too_many_values,
-    values_of,
+    make_size_error,
+    walk_values,
 )
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.requests import (
@@ -186,10 +188,10 @@ def _check_values(request: Mapping[str, Any]) -> None:
     for name, value in request.items():
         if name == "prompt":
             continue
-        levels = [level for _, level in values_of(value, name)]
+        levels = [level for _, level in walk_values(value, name)]
         total += len(levels)
         if total > MAX_VALUES:
-            raise too_many_values(name)
+            raise make_size_error(name)
         # The levels of a schema count once for each reference.
         if max(levels) > MAX_NESTING and name not in {"response_format", "structured_outputs", "tools"}:
             raise RequestError.invalid(f"{name}: it is nested too deeply. Simplify it.", name)
@@ -218,7 +220,7 @@ def _check_messages(messages: object) -> None:
         content = message.get("content") if isinstance(message, dict) else None
         parts = content if isinstance(content, list) else [content] if isinstance(content, dict) else []
         for number, part in enumerate(parts):
-            if (kind := _foreign(part)) is not None:
+            if (kind := _find_foreign_type(part)) is not None:
                 raise RequestError.invalid(
                     f"messages[{place}].content[{number}]: a content part of type {kind} is not supported:"
                     " send text only, as parts of type text with the field text.",
@@ -226,7 +228,7 @@ def _check_messages(messages: object) -> None:
                 )
 
 
-def _foreign(part: object) -> str | None:
+def _find_foreign_type(part: object) -> str | None:
     """The type of a part that may be something else than text; None for text."""
     if isinstance(part, str) or (
         isinstance(part, dict) and part.get("type") == "text" and not part.keys() - {"type", "text"}
@@ -253,12 +255,12 @@ def _check_constraint(name: str, value: object, field: str) -> None:
 
 def _of_text(text: str, field: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unambiguous)
+        return json.loads(text, object_pairs_hook=_refuse_repeated_names)
     except (ValueError, RecursionError) as error:
         raise RequestError.invalid(f"{field}: not valid JSON: {error}", field) from error
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose names differ: parsers disagree about which of two equal ones counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -322,13 +324,13 @@ class CheckBody:
 
     def _check(self, body: bytes, path: str, measurement: RequestMeasurement) -> None:
         """Raises RequestError."""
-        request = parsed(body)
+        request = parse_body(body)
         name = request.get("model") or self._served[0]
         measurement.model = name if name in self._served else UNKNOWN_MODEL
         check_fields(request, path)
 
 
-def parsed(body: bytes) -> Mapping[str, Any]:
+def parse_body(body: bytes) -> Mapping[str, Any]:
     """The JSON object of a body. Raises RequestError if it is something else, or too large."""
     is_large = len(body) > MAX_BODY_BYTES
     if is_large and any(body.count(sign) > limit for sign, limit in MAX_SIGNS.items()):
@@ -346,7 +348,7 @@ def parsed(body: bytes) -> Mapping[str, Any]:
 
 def _is_large_by_tokens(request: Mapping[str, Any]) -> bool:
     others = ((name, value) for name, value in request.items() if name != "prompt")
-    texts = (value for name, each in others for value, _ in values_of(each, name) if isinstance(value, str))
+    texts = (value for name, each in others for value, _ in walk_values(each, name) if isinstance(value, str))
     return (
         all(isinstance(each, list) for each in prompts_of(request)) and sum(map(len, texts)) <= MAX_BODY_BYTES
     )

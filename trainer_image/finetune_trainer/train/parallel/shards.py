@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How transformers shards a model across the processes of a run while it loads the weights (FSDP2).
+"""Weights and optimizer state in shards (FSDP2): how a model is sharded, and its shards in a state.
+
+How transformers shards a model across the processes of a run while it loads the weights (FSDP2).
 
 Reads and writes this process's rows of weights and optimizer state, with any number of processes.
 
@@ -21,7 +23,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from finetune_trainer.model.loading import empty_model_in
+from finetune_trainer.model.loading import read_empty_model
 from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles
 from finetune_trainer.train.state_folders import is_sharded
 
@@ -36,7 +38,7 @@ def sharding_config(
 
     Raises StageFailure (BASE_MODEL_INVALID).
     """
-    model = empty_model_in(folder)
+    model = read_empty_model(folder)
     layers = set(model._no_split_modules or ())
     return DistributedConfig(
         fsdp_size=processes,
@@ -68,7 +70,7 @@ def is_fully_sharded(model: torch.nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def rows_of(tensor: Tensor) -> Rows:
+def local_rows(tensor: Tensor) -> Rows:
     """This process's rows of a tensor, as a view; all rows if it is not sharded."""
     if not isinstance(tensor, DTensor):
         return Rows(tensor.detach())
@@ -89,14 +91,14 @@ def collect_shards(
     Tensors that are not sharded are equal in all processes; one process saves them: `with_whole`.
     """
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in trained_tensors(model).items()}
-    for name, parameter in _optimized(model, optimizer):
+    for name, parameter in _optimized_parameters(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{OPTIMIZER}{name}.{key}"] = value
     return {
         name: rows
         for name, tensor in tensors.items()
         if with_whole or isinstance(tensor, DTensor)
-        if (rows := rows_of(tensor)).data.numel()
+        if (rows := local_rows(tensor)).data.numel()
     }
 
 
@@ -108,14 +110,14 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     return trained | {name: each for name, each in model.named_buffers() if name in stored}
 
 
-def own_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+def unwrap_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     """The optimizer without the wrapper of accelerate."""
     wrapped: Any = trainer.optimizer
     optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
     return optimizer
 
 
-def own_scheduler(trainer: Trainer) -> torch.optim.lr_scheduler.LRScheduler:
+def require_scheduler(trainer: Trainer) -> torch.optim.lr_scheduler.LRScheduler:
     """The scheduler, which exists before anything is saved or loaded."""
     if trainer.lr_scheduler is None:
         raise ValueError("the Trainer has no scheduler yet")
@@ -131,7 +133,7 @@ def reshard(model: torch.nn.Module) -> None:
 
 def group_settings(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """The optimizer's parameter groups as JSON: settings, and names of parameters."""
-    names = [name for name, _ in _optimized(model, optimizer)]
+    names = [name for name, _ in _optimized_parameters(model, optimizer)]
     groups = []
     for group in optimizer.param_groups:
         count = len(group[PARAMETERS])
@@ -146,12 +148,12 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     prefix = WEIGHTS if is_sharded(folder) else ""
     with torch.no_grad():
         for name, tensor in trained_tensors(model).items():
-            files.read(f"{prefix}{name}", rows_of(tensor))
+            files.read(f"{prefix}{name}", local_rows(tensor))
 
 
 def load_optimizer(trainer: Trainer, model: torch.nn.Module, folder: Path) -> None:
     """Read this process's rows of the optimizer state, and the schedule. As `load_weights`."""
-    optimizer, scheduler = own_optimizer(trainer), own_scheduler(trainer)
+    optimizer, scheduler = unwrap_optimizer(trainer), require_scheduler(trainer)
     if is_sharded(folder):
         groups: list[dict[str, Any]] = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
         _read_shards(model, optimizer, TensorFiles.below(folder))
@@ -169,23 +171,23 @@ def _read_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, files
         if stored.startswith(OPTIMIZER):
             owner, _, key = stored.removeprefix(OPTIMIZER).rpartition(".")
             keys.setdefault(owner, []).append(key)
-    for name, parameter in _optimized(model, optimizer):
+    for name, parameter in _optimized_parameters(model, optimizer):
         state = optimizer.state[parameter]
         for key in keys.get(name, ()):
             stored = f"{OPTIMIZER}{name}.{key}"
             state[key] = _empty(parameter, key, files.shape(stored), files.dtype(stored), optimizer)
-            files.read(stored, rows_of(state[key]))
+            files.read(stored, local_rows(state[key]))
 
 
 def _read_whole(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> list[dict[str, Any]]:
     """Read the state that `torch.save` wrote; with mmap, a process reads only its own rows."""
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     states: Mapping[Any, Mapping[str, Tensor]] = content["state"]
-    for number, (name, parameter) in enumerate(_optimized(model, optimizer)):
+    for number, (name, parameter) in enumerate(_optimized_parameters(model, optimizer)):
         # A single process numbers the parameters.
         for key, value in states.get(name, states.get(number, {})).items():
             target = _empty(parameter, key, tuple(value.shape), value.dtype, optimizer)
-            rows = rows_of(target)
+            rows = local_rows(target)
             rows.data.copy_(value[rows.start : rows.stop] if value.ndim else value)
             optimizer.state[parameter][key] = target
     groups: list[dict[str, Any]] = content["param_groups"]
@@ -203,7 +205,7 @@ def _empty(
     return torch.empty(shape, dtype=dtype, device=parameter.device if on_device else "cpu")
 
 
-def _optimized(
+def _optimized_parameters(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The optimizer's parameters in its order, with their names in the model."""

@@ -16,7 +16,7 @@ from finetune_trainer.train.preference.preference_loss import (
     PreferenceLoss,
     ReferencedModel,
     Totals,
-    halves,
+    split_pairs,
 )
 
 
@@ -54,7 +54,7 @@ class KTO(PreferenceLoss[AnswerRatios]):
 
     @override
     def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
-        _, others = halves(model.on_device(batch))
+        _, others = split_pairs(model.on_device(batch))
         with torch.no_grad():
             ratios = model.wrapped_by(model.adapted).log_ratios(others)
         divergence = (ratios * batch["counts"].to(ratios.device)).sum()
@@ -62,7 +62,7 @@ class KTO(PreferenceLoss[AnswerRatios]):
 
     @override
     def scores(self, model: ReferencedModel, batch: Batch) -> AnswerRatios:
-        answers, _ = halves(batch)
+        answers, _ = split_pairs(batch)
         return AnswerRatios(model.log_ratios(answers), batch["desirable"], batch["counts"])
 
     @override

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preference data in batches, each row with an answer to another prompt.
+"""What every preference loss is made of: compared rows, model and reference model, base class.
+
+Preference data in batches, each row with an answer to another prompt.
 
 The model that is trained, and the model that training starts from.
 
@@ -154,7 +156,7 @@ def sequences(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in SEQUENCES}
 
 
-def halves(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_pairs(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The first and the second sequence of each row."""
     parts = {name: batch[name].chunk(2) for name in SEQUENCES}
     first, second = ({name: part[at] for name, part in parts.items()} for at in (0, 1))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of a run: detection of divergence, and a loss curve of bounded size.
+"""The figures that states carry: fingerprint, loss curve and divergence, best and kept steps.
+
+The losses of a run: detection of divergence, and a loss curve of bounded size.
 
 A loss is high if it exceeds the median of the previous steps by `HIGH_LOSS_FACTOR`. Unusual rows cause a few
 such steps; `MAX_HIGH_LOSS_STEPS` consecutive ones mean divergence. Interruptions do not change the curve.
@@ -16,7 +18,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
-from finetune_trainer.contract.base import Contract, Digest, without_unset
+from finetune_trainer.contract.base import Contract, Digest, dump_set_fields
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
@@ -95,7 +97,7 @@ class LossCurve(BaseModel):
             self.points[-1] = last.joined(new)
             return
         if len(self.points) == MAX_POINTS:
-            self.points = _halved(self.points)
+            self.points = _halve_points(self.points)
             self.steps_per_point *= 2
         self.points.append(new)
 
@@ -115,7 +117,7 @@ class LossCurve(BaseModel):
         """At most `MAX_SHOWN_POINTS` points to four digits, with the last validation loss of their steps."""
         points = self.points
         while len(points) > MAX_SHOWN_POINTS:
-            points = _halved(points)
+            points = _halve_points(points)
         return tuple((point.step, _rounded(point.loss), self._validation_loss(point)) for point in points)
 
     def _validation_loss(self, point: TrainingPoint) -> float | None:
@@ -124,7 +126,7 @@ class LossCurve(BaseModel):
         return _rounded(losses[-1]) if losses else None
 
 
-def _halved(points: Sequence[TrainingPoint]) -> list[TrainingPoint]:
+def _halve_points(points: Sequence[TrainingPoint]) -> list[TrainingPoint]:
     """Join each pair of neighbouring points; of an odd number, the last stays single."""
     joined = [first.joined(second) for first, second in zip(points[::2], points[1::2], strict=False)]
     return joined if len(points) % 2 == 0 else [*joined, points[-1]]
@@ -250,7 +252,7 @@ class Fingerprint(BaseModel):
     def _settings(self) -> dict[str, Any]:
         """Omit what is not set: trainers of another release may not know it. Omit the division of a step."""
         values = {
-            name: without_unset(value) if isinstance(value, Contract) else value
+            name: dump_set_fields(value) if isinstance(value, Contract) else value
             for name, value in self
             if value is not None
         }

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state that is written while training continues.
+"""Resume states of a run: saved while training continues, found and checked after a restart.
+
+A state that is written while training continues.
 
 Resume states of a run in `step-N` folders: training resumes from the newest valid one; two are kept.
 
@@ -29,9 +31,9 @@ from finetune_trainer.train.state_folders import (
     LEDGER,
     PREFIX,
     STATE,
+    filter_needed_files,
     find_problem,
     folder_name,
-    needed_by,
     read_manifest,
     remove_unfinished,
     save_files,
@@ -129,7 +131,7 @@ def save_snapshot(
             group.post(_key(name, group.rank), _Entries(tuple(entries)).model_dump_json().encode())
             return True
         for rank in range(1, group.size):
-            content = _received(group, _key(name, rank), pending)
+            content = _receive_entries(group, _key(name, rank), pending)
             if content is None:
                 return False
             entries.extend(_Entries.model_validate_json(content).root)
@@ -137,7 +139,7 @@ def save_snapshot(
     return True
 
 
-def _received(group: Group, key: str, pending: PendingSave) -> bytes | None:
+def _receive_entries(group: Group, key: str, pending: PendingSave) -> bytes | None:
     """Wait for what another process posts; None if the save is abandoned."""
     while (content := group.take_post(key)) is None:
         if pending.is_abandoned:
@@ -333,7 +335,7 @@ class ResumeStates:
         name = folder_name(STATE, step)
         manifest = self._manifest(step)
         paths = [entry.path for entry in manifest.files] if manifest else []
-        problem = find_problem(self._folder, name, needed_by(self._group, paths))
+        problem = find_problem(self._folder, name, filter_needed_files(self._group, paths))
         if problem is not None:
             return None, problem
         folder = self._folder.path / name

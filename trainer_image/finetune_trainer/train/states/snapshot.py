@@ -22,8 +22,8 @@ from finetune_trainer.train.parallel.shards import (
     GROUPS,
     collect_shards,
     group_settings,
-    own_optimizer,
-    own_scheduler,
+    require_scheduler,
+    unwrap_optimizer,
 )
 from finetune_trainer.train.parallel.tensor_files import Rows, write_tensors
 from finetune_trainer.train.state_folders import TRAINER_STATE, random_numbers_name, shard_name
@@ -47,9 +47,9 @@ def collect_whole(trainer: Trainer, model: Trainable, group: Group) -> StateSnap
     is_copy = isinstance(model, PeftModel) or model.device.type != "cpu"
     if not group.is_main_process:
         return StateSnapshot({}, is_copy)
-    keep: Callable[[Any], Any] = to_cpu if is_copy else _same
+    keep: Callable[[Any], Any] = to_cpu if is_copy else _identity
     files = dict(_adapter_files(model) if isinstance(model, PeftModel) else _model_files(model, keep))
-    files[OPTIMIZER_NAME] = _saved(keep(own_optimizer(trainer).state_dict()))
+    files[OPTIMIZER_NAME] = _serialize(keep(unwrap_optimizer(trainer).state_dict()))
     for rank, content in enumerate(numbers):
         files[random_numbers_name(rank, group.size)] = written(content)
     return StateSnapshot({**files, **_position(trainer)}, is_copy)
@@ -60,7 +60,7 @@ def collect_sharded(trainer: Trainer, model: torch.nn.Module, group: Group, *, c
 
     With `copies`, training may continue while the files are written.
     """
-    optimizer = own_optimizer(trainer)
+    optimizer = unwrap_optimizer(trainer)
     tensors = collect_shards(model, optimizer, with_whole=group.is_main_process)
     if copies:
         tensors = {name: Rows(to_cpu(rows.data), rows.start) for name, rows in tensors.items()}
@@ -90,7 +90,7 @@ def to_cpu(value: T) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def _same(value: T) -> T:
+def _identity(value: T) -> T:
     return value
 
 
@@ -113,9 +113,9 @@ def _model_files(model: torch.nn.Module, keep: Callable[[Tensor], Tensor]) -> Ma
 
 def _position(trainer: Trainer) -> Mapping[str, WriteFile]:
     """Files of the schedule, and of the trainer's position in the data."""
-    scheduler = own_scheduler(trainer)
+    scheduler = require_scheduler(trainer)
     state = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True) + "\n"
-    return {SCHEDULER_NAME: _saved(copy.deepcopy(scheduler.state_dict())), TRAINER_STATE: _text(state)}
+    return {SCHEDULER_NAME: _serialize(copy.deepcopy(scheduler.state_dict())), TRAINER_STATE: _text(state)}
 
 
 def _random_numbers(trainer: Trainer) -> bytes:
@@ -126,7 +126,7 @@ def _random_numbers(trainer: Trainer) -> bytes:
         return path.read_bytes()
 
 
-def _saved(value: object) -> WriteFile:
+def _serialize(value: object) -> WriteFile:
     return lambda file: torch.save(value, file)  # type: ignore[arg-type]  # it only writes
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of an adapter in training.
+"""Weights in training, written as files of a published checkpoint with their probe.
+
+The weights of an adapter in training.
 
 Writes a whole model as `save_pretrained` does, but gathers its tensors one after another.
 
@@ -143,7 +145,7 @@ class _GatheredTensors:
 
     def _groups_of(self, shapes: Tensors) -> Mapping[str, Iterable[str]]:
         """For each tensor of the files, the tensors of the model that it is made of."""
-        if _described(self.stored) == _described(shapes):
+        if _describe_shapes(self.stored) == _describe_shapes(shapes):
             return {name: (name,) for name in shapes}
         groups: dict[str, list[str]] = {}
         for name in shapes:
@@ -154,13 +156,13 @@ class _GatheredTensors:
         for group in groups.values():
             stored = self._as_stored({name: shapes[name] for name in group})
             made.update(dict.fromkeys(stored, group))
-            described.update(_described(stored))
-        if described == _described(self.stored):
+            described.update(_describe_shapes(stored))
+        if described == _describe_shapes(self.stored):
             return made
         return dict.fromkeys(self.stored, tuple(shapes))
 
 
-def _described(tensors: Tensors) -> dict[str, Any]:
+def _describe_shapes(tensors: Tensors) -> dict[str, Any]:
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 

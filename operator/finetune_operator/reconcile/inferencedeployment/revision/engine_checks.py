@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM cannot serve, by the field that asks for it, before a pod starts.
+"""What the engine of an endpoint cannot serve, found before a pod starts.
+
+What vLLM cannot serve, by the field that asks for it, before a pod starts.
 
 What only the files of the weights show is checked by the init container: chat templates that differ, and
 adapters whose rank and method are not recorded.
@@ -17,12 +19,12 @@ from finetune_operator.manifests.endpoint import fetch_config
 from finetune_operator.manifests.engines.engine_inputs import ServingConfig, serving_config
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, argument_problems
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.trainer_config import store_config, trainer_of
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt
+from finetune_operator.manifests.trainer_config import choose_trainer, store_config
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.serving import REASONING_PARSERS
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import join_names
 
 ELSEWHERE: Final = (
     "serve it from an InferenceDeployment of its own with merge: true, or whose ComputeProfile has engine:"
@@ -69,7 +71,8 @@ def _parsers(revision: Revision, config: ServingConfig) -> Problems:
     recorded = sorted(filter(None, parsers))
     if len(recorded) > 1 and config.settings.reasoning_parser is None:
         yield (
-            f"spec.models: the Checkpoints have the reasoning parsers {listed(recorded)}, and a vLLM server"
+            f"spec.models: the Checkpoints have the reasoning parsers {join_names(recorded)}, and a vLLM "
+            "server"
             " has one for all of its models: serve them from separate InferenceDeployments, or set"
             " spec.serving.reasoningParser"
         )
@@ -112,9 +115,9 @@ def check_engine(profile: ComputeProfile) -> Blocked | None:
     )
 
 
-def check_serving(endpoint: InferenceDeployment, revision: Revision) -> Halt | None:
+def check_serving(endpoint: InferenceDeployment, revision: Revision) -> PassOutcome | None:
     """Refuse models and settings that the engine does not support."""
-    profile, contract = revision.profile, trainer_of(revision.profile, "").contract
+    profile, contract = revision.profile, choose_trainer(revision.profile, "").contract
     config = serving_config(endpoint, revision, contract)
     if profile.spec.serving.engine == BUILT_IN:
         refused = _check_built_in(profile, config)
@@ -127,12 +130,13 @@ def check_serving(endpoint: InferenceDeployment, revision: Revision) -> Halt | N
     return check_config(config.serve, profile) or check_config(fetched, profile)
 
 
-def _check_built_in(profile: ComputeProfile, config: ServingConfig) -> Halt | None:
+def _check_built_in(profile: ComputeProfile, config: ServingConfig) -> PassOutcome | None:
     others = only_vllm(config.settings)
     if others:
         return Failed(
             Reason.UNSUPPORTED_BY_ENGINE,
-            f"{listed(others)} need the engine VLLM, and ComputeProfile {profile.name} has serving.engine:"
+            f"{join_names(others)} need the engine VLLM, and ComputeProfile {profile.name} has "
+            "serving.engine:"
             f" {BUILT_IN}: remove them, or use a profile with serving.engine: VLLM",
         )
     parser = config.settings.reasoning_parser
@@ -140,6 +144,6 @@ def _check_built_in(profile: ComputeProfile, config: ServingConfig) -> Halt | No
         return Failed(
             Reason.UNSUPPORTED_BY_ENGINE,
             f"spec.serving.reasoningParser: the engine {BUILT_IN} of ComputeProfile {profile.name} has no"
-            f" parser {parser}; remove the field, or use {listed(REASONING_PARSERS, 'or')}",
+            f" parser {parser}; remove the field, or use {join_names(REASONING_PARSERS, 'or')}",
         )
     return None

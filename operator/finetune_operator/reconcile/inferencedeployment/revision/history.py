@@ -13,7 +13,7 @@ from finetune_operator.api.inference_deployment import (
     RevisionStatus,
 )
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.plan import without_empty
+from finetune_operator.plan import drop_empty
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED, PROGRESSING
 
 NO_EDITS: Final[dict[str, bool | set[str]]] = {
@@ -32,7 +32,7 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
     something else than its default, so an upgrade is not an edit.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=NO_EDITS)
-    return short_hash(json.dumps(without_empty(spec), sort_keys=True), length=16)
+    return short_hash(json.dumps(drop_empty(spec), sort_keys=True), length=16)
 
 
 def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:

@@ -24,7 +24,7 @@ class Observation(Enum):
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     UNACHIEVABLE = "has a step whose weight spec.replicas cannot achieve"
     ABORTED = "is aborted by spec.strategy.decision"
-    GIVES_BACK = "has requests, for which the previous one does not have its replicas yet"
+    RETURNING_TRAFFIC = "has requests, for which the previous one does not have its replicas yet"
     PAUSED = "may not proceed, because spec.strategy.paused is true"
     NO_SLOT = "has no Deployment, and other endpoints use up limits.concurrentRollouts"
     OCCUPIED = "starts when the pods of the other revisions have ended"
@@ -39,32 +39,32 @@ class Observation(Enum):
     NOT_READY = "has replicas that are not ready"
     READY = "has all replicas ready"
     BROKEN = "cannot start, or not before its deadline"
-    SPARE = "gets no more requests, and is kept while the next one bakes"
-    RECALLED = "serves, because a later one was rolled back or has replaced its bake"
+    STANDBY = "gets no more requests, and is kept while the next one bakes"
+    RESTORED = "serves, because a later one was rolled back or has replaced its bake"
     UNWANTED = "is not wanted, and gets no more requests"
 
 
 class Action(Enum):
-    """An action of a pass. `actionoutcomes.py` has a function for each action except KEEP and REMOVE."""
+    """An action of a pass. `rollout_actions.py` has a function for each action except RETAIN and REMOVE."""
 
     POSTPONE = "wait for the first replica"
     REFUSE = "wait for other replicas or steps"
     ABORT = "delete its Deployment, because a person decided so"
-    GIVE_BACK = "keep its requests until the previous one has the replicas for them"
+    RETAIN_TRAFFIC = "keep its requests until the previous one has the replicas for them"
     HOLD = "wait until the pause ends"
     QUEUE = "wait for a slot"
-    MAKE_ROOM = "end the pods of the other revisions"
+    SCALE_DOWN_OTHERS = "end the pods of the other revisions"
     START = "create its Deployment"
     WAIT_FOR_CAPACITY = "wait for a node or quota with room for its pods"
     WAIT = "wait for its pods"
     SERVE = "route all requests to it"
     PREVIEW = "point the preview Service at it"
     DWELL = "give it the weight of its step"
-    ASK = "keep the weight of its step until a person decides"
+    AWAIT_DECISION = "keep the weight of its step until a person decides"
     STEP = "take the next step"
     BAKE = "route all requests to it, and keep the previous one"
     RETURN = "route all requests to the previous one"
-    KEEP = "keep its Deployment"
+    RETAIN = "keep its Deployment"
     REPORT = "report the replicas that are missing"
     FAIL = "report why, and keep what serves"
     ROLL_BACK = "delete its Deployment, and keep what serves"
@@ -82,11 +82,11 @@ Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
 """States, observations, the next state (None: unchanged), the action."""
 
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
-UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
-PROGRESSING: Final[tuple[State, ...]] = (*UNPROVEN, "Preview", "Canary")
+UNVERIFIED_STATES: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
+PROGRESSING: Final[tuple[State, ...]] = (*UNVERIFIED_STATES, "Preview", "Canary")
 ACTIVE: Final[tuple[State, ...]] = (*PROGRESSING, "Baking", "Live")
-UNWELCOME: Final[tuple[State, ...]] = ("Failed", "RolledBack")
-ENDED: Final[tuple[State, ...]] = ("Retired", *UNWELCOME)
+REJECTED_STATES: Final[tuple[State, ...]] = ("Failed", "RolledBack")
+ENDED: Final[tuple[State, ...]] = ("Retired", *REJECTED_STATES)
 OF_WANTED: Final = (
     Observation.UNPROVABLE,
     Observation.UNACHIEVABLE,
@@ -113,26 +113,26 @@ ROWS: Final[tuple[Row, ...]] = (
     ((*PROGRESSING, "Baking"), [Observation.ABORTED], "RolledBack", Action.ABORT),
     ((*PROGRESSING, "Baking"), [Observation.PAUSED], None, Action.HOLD),
     (PROGRESSING, [Observation.NO_SLOT], None, Action.QUEUE),
-    (UNPROVEN, [Observation.OCCUPIED], "RollingOut", Action.MAKE_ROOM),
+    (UNVERIFIED_STATES, [Observation.OCCUPIED], "RollingOut", Action.SCALE_DOWN_OTHERS),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
-    (UNPROVEN, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
-    (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),
+    (UNVERIFIED_STATES, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
+    (UNVERIFIED_STATES, [Observation.NOT_READY], "RollingOut", Action.WAIT),
     (["Preview", "Canary"], [Observation.NOT_READY], None, Action.WAIT),
     (["Canary"], [Observation.NO_CAPACITY], None, Action.WAIT_FOR_CAPACITY),
-    ((*UNPROVEN, "Preview"), [Observation.BROKEN], "Failed", Action.FAIL),
+    ((*UNVERIFIED_STATES, "Preview"), [Observation.BROKEN], "Failed", Action.FAIL),
     (PROGRESSING, [Observation.DWELLS], "Canary", Action.DWELL),
-    (["Canary"], [Observation.PAUSES, Observation.UNDECIDED], None, Action.ASK),
+    (["Canary"], [Observation.PAUSES, Observation.UNDECIDED], None, Action.AWAIT_DECISION),
     (["Canary"], [Observation.STEPS], None, Action.STEP),
-    ((*UNPROVEN, "Preview"), [Observation.PREVIEWS], "Preview", Action.PREVIEW),
+    ((*UNVERIFIED_STATES, "Preview"), [Observation.PREVIEWS], "Preview", Action.PREVIEW),
     ((*PROGRESSING, "Baking"), [Observation.BAKES], "Baking", Action.BAKE),
     (ACTIVE, [Observation.READY], "Live", Action.SERVE),
     (["Baking"], [Observation.NOT_READY], None, Action.REPORT),
     (["Canary", "Baking"], [Observation.BROKEN], "RolledBack", Action.RETURN),
     (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
-    (UNWELCOME, OF_WANTED, None, Action.ROLL_BACK),
-    (UNWELCOME, [Observation.GIVES_BACK], None, Action.GIVE_BACK),
-    (["Live", "Baking"], [Observation.SPARE], "Standby", Action.KEEP),
-    (["Standby", "Baking"], [Observation.RECALLED], "Live", Action.KEEP),
+    (REJECTED_STATES, OF_WANTED, None, Action.ROLL_BACK),
+    (REJECTED_STATES, [Observation.RETURNING_TRAFFIC], None, Action.RETAIN_TRAFFIC),
+    (["Live", "Baking"], [Observation.STANDBY], "Standby", Action.RETAIN),
+    (["Standby", "Baking"], [Observation.RESTORED], "Live", Action.RETAIN),
     ((*ACTIVE, "Standby"), [Observation.UNWANTED], "Retired", Action.REMOVE),
     (ENDED, [Observation.UNWANTED], None, Action.REMOVE),
 )

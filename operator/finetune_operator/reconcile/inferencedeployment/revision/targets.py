@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve the weights that each model name of an endpoint should serve, or why it cannot.
+"""What an endpoint should serve: the weights of each model name, and the revision that has them.
+
+Resolve the weights that each model name of an endpoint should serve, or why it cannot.
 
 Determine the revision that an endpoint should serve, or why there is none.
 """
@@ -23,13 +25,13 @@ from finetune_operator.manifests.weights import WeightsReference, short_digest
 from finetune_operator.reconcile.inferencedeployment.revision.engine_checks import check_engine, check_serving
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import CheckpointIndex, is_approved, is_rejected, scores_of
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
 from finetune_operator.reconcile.platform.queues import check_choice, check_queues, serving_queue
 from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import not_implemented
+from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
@@ -51,7 +53,7 @@ class Targets:
 
     base_digest: str | None
     models: tuple[ModelTarget, ...]
-    halt: Halt | None = None
+    halt: PassOutcome | None = None
     """How the pass ends if what to serve is not known yet."""
 
     @property
@@ -261,9 +263,11 @@ def _kind(weights: WeightsReference) -> str:
     return "is merged" if weights.is_merged else "has all weights, not an adapter"
 
 
-def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
+def wanted_revision(
+    endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot
+) -> Revision | PassOutcome:
     """The revision for the resolved targets, or how the pass ends without one."""
-    problems = not_implemented(endpoint.spec)
+    problems = find_unimplemented(endpoint.spec)
     if problems:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(problems))
     compute = endpoint.spec.compute
@@ -302,7 +306,7 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     return check_serving(endpoint, revision) or revision
 
 
-def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
+def _check_profile(profile: ComputeProfile, devices: int) -> PassOutcome | None:
     return (
         check_engine(profile)
         or check_trainer(profile)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merge the adapter of a revision into its base model, before pods of the revision exist.
+"""Weights that Jobs prepare before a revision has pods: base model, merged adapter, model cache.
+
+Merge the adapter of a revision into its base model, before pods of the revision exist.
 
 Fill the model cache with the whole model of a revision, before pods of the revision exist.
 
@@ -26,7 +28,7 @@ from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storag
 from finetune_operator.manifests.labels import BASE_MODEL_JOB, stage_job_name
 from finetune_operator.manifests.model_cache import fill_config, whole_model
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.trainer_config import store_config, trainer_of
+from finetune_operator.manifests.trainer_config import choose_trainer, store_config
 from finetune_operator.manifests.volumes import parse_source, parse_store, secret_mount, store_folder
 from finetune_operator.manifests.weights import WeightsReference, short_digest
 from finetune_operator.observe.pod_status import stage_of
@@ -36,8 +38,8 @@ from finetune_operator.reconcile.inferencedeployment.revision.targets import (
     Targets,
     resolve,
 )
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Halt, Working
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.platform.profiles import resolve_profile, resolve_store
 from finetune_operator.reconcile.platform.storage import (
     check_claim,
@@ -64,7 +66,7 @@ MERGE: Final[JobStage] = "merge"
 
 
 def merge_weights(
-    draft: Draft, endpoint: InferenceDeployment, revision: Revision
+    draft: PlanBuilder, endpoint: InferenceDeployment, revision: Revision
 ) -> Revision | Working | Blocked:
     """Advance the Job that merges the adapter of this revision, and delete those for other adapters.
 
@@ -123,10 +125,14 @@ def fetched_items(deployment: Manifest) -> tuple[FetchItem, ...]:
 
 
 def _build(
-    draft: Draft, endpoint: InferenceDeployment, revision: Revision, weights: WeightsReference, name: str
+    draft: PlanBuilder,
+    endpoint: InferenceDeployment,
+    revision: Revision,
+    weights: WeightsReference,
+    name: str,
 ) -> Manifest:
     facts, secret = draft.snapshot.facts, revision.store_credentials
-    trainer = trainer_of(revision.profile, facts.trainer_image)
+    trainer = choose_trainer(revision.profile, facts.trainer_image)
     config = MergeConfig(
         contract=trainer.contract,
         owner=endpoint_owner(endpoint),
@@ -154,7 +160,9 @@ def _build(
 FILL: Final[JobStage] = "fill"
 
 
-def fill_cache(draft: Draft, endpoint: InferenceDeployment, revision: Revision) -> Working | Blocked | None:
+def fill_cache(
+    draft: PlanBuilder, endpoint: InferenceDeployment, revision: Revision
+) -> Working | Blocked | None:
     """Advance the Job for the model of this revision, and delete those for other models.
 
     Returns how the pass ends while pods of the revision must not start; None once they may.
@@ -173,7 +181,7 @@ def fill_cache(draft: Draft, endpoint: InferenceDeployment, revision: Revision) 
 
 @dataclass(frozen=True, slots=True)
 class _Fill:
-    draft: Draft
+    draft: PlanBuilder
     endpoint: InferenceDeployment
     revision: Revision
     claim: str
@@ -209,7 +217,7 @@ class _Fill:
 
     def _job(self) -> Manifest:
         revision, facts = self.revision, self.draft.snapshot.facts
-        trainer, secret = trainer_of(revision.profile, facts.trainer_image), revision.store_credentials
+        trainer, secret = choose_trainer(revision.profile, facts.trainer_image), revision.store_credentials
         return build_stage_job(
             self.endpoint,
             self.name,
@@ -243,7 +251,7 @@ def places_of(endpoint: InferenceDeployment, profile: ComputeProfile) -> tuple[s
     return (given.uri,) if isinstance(store, Blocked) else (given.uri, store.uri)
 
 
-def targets_of(draft: Draft, endpoint: InferenceDeployment) -> Targets:
+def targets_of(draft: PlanBuilder, endpoint: InferenceDeployment) -> Targets:
     """The weights of the endpoint's models, or of its base model if it has none.
 
     Deletes the Jobs for base models that the endpoint does not name any more.
@@ -254,7 +262,7 @@ def targets_of(draft: Draft, endpoint: InferenceDeployment) -> Targets:
     return resolve(endpoint, draft.snapshot.checkpoints)
 
 
-def _base_model_target(draft: Draft, endpoint: InferenceDeployment) -> Targets:
+def _base_model_target(draft: PlanBuilder, endpoint: InferenceDeployment) -> Targets:
     """The base model as the only model, under the name of the endpoint, or how the pass ends without it."""
     given, namespace = endpoint.spec.base_model, endpoint.namespace
     if given is None:
@@ -286,7 +294,7 @@ def _base_model_target(draft: Draft, endpoint: InferenceDeployment) -> Targets:
     return Targets(digest, (ModelTarget(endpoint.name, weights),))
 
 
-def _jobs(draft: Draft, *, kept: str) -> Manifest | None:
+def _jobs(draft: PlanBuilder, *, kept: str) -> Manifest | None:
     """The endpoint's Job of this name, if it exists. Its Jobs for other base models are deleted."""
     jobs = {name: job for name, job in draft.snapshot.children[JOB].items() if stage_of(job) == DOWNLOAD}
     for name, job in jobs.items():
@@ -295,7 +303,7 @@ def _jobs(draft: Draft, *, kept: str) -> Manifest | None:
     return jobs.get(kept)
 
 
-def _deployed_digest(draft: Draft, job: str) -> str | None:
+def _deployed_digest(draft: PlanBuilder, job: str) -> str | None:
     """Digest of the base model of this Job in a Deployment of the endpoint; None if no Deployment has it.
 
     The Job and its pod may be gone, and the source may have changed since.
@@ -309,7 +317,7 @@ def _deployed_digest(draft: Draft, job: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Download:
-    draft: Draft
+    draft: PlanBuilder
     endpoint: InferenceDeployment
     given: ServedBaseModel
     profile: ComputeProfile
@@ -321,7 +329,7 @@ class _Download:
         given = self.given
         return stage_job_name(self.endpoint, DOWNLOAD, given.source, given.digest or "", self.store.uri)
 
-    def advance(self, job: Manifest | None) -> str | Halt:
+    def advance(self, job: Manifest | None) -> str | PassOutcome:
         """The digest of the stored model, or how the pass ends until it is known."""
         given, draft = self.given, self.draft
         namespace, snapshot = self.endpoint.namespace, draft.snapshot
@@ -357,7 +365,7 @@ class _Download:
 
     def _job(self) -> Manifest:
         facts, given = self.draft.snapshot.facts, self.given
-        trainer, location = trainer_of(self.profile, facts.trainer_image), parse_source(given.uri)
+        trainer, location = choose_trainer(self.profile, facts.trainer_image), parse_source(given.uri)
         store_secret, secret = self.store.credentials_secret_ref, given.credentials_secret_ref
         return build_stage_job(
             self.endpoint,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentences about the figures of an analysis.
+"""The analysis of the wanted revision: its Job, its result, and the sentences about the figures.
+
+Sentences about the figures of an analysis.
 
 The analysis of the wanted revision: the Job that measures it, and what the Job found.
 
@@ -28,26 +30,26 @@ from finetune_operator.manifests.analysis_job import (
 )
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.trainer_config import trainer_of
+from finetune_operator.manifests.trainer_config import choose_trainer
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.deployments import is_replaced
 from finetune_operator.observe.job_problems import job_trouble
 from finetune_operator.observe.pod_status import container_state, has_condition, stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.plan_builder import Draft
+from finetune_operator.reconcile.plan_builder import PlanBuilder
 from finetune_operator.reconcile.stages.jobs import (
     SETTLING_TIME,
     Expected,
     ended_at,
-    foreign,
+    find_last_result,
+    find_success,
     has_ended,
     is_foreign,
-    last_word,
     pods_of,
-    success,
+    report_foreign_job,
 )
-from finetune_operator.status.conditions import shortened
+from finetune_operator.status.conditions import shorten
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
 from finetune_trainer.contract.configs import ProbedModel
 from finetune_trainer.contract.vocabulary import ANALYZE
@@ -133,25 +135,27 @@ class Analysis:
         if job is None or "deletionTimestamp" in job["metadata"]:
             return None
         if is_foreign(job):
-            return self._inconclusive(foreign(job).message)
+            return self._inconclusive(report_foreign_job(job).message)
         if has_ended(job, "Complete"):
-            found = success(self._pods, job, self._expected)
+            found = find_success(self._pods, job, self._expected)
             if found is not None and found.analyze is not None:
                 return self._measured(found.analyze)
             if self._has_message:
                 return self._inconclusive("its result cannot be read by this operator")
         if has_ended(job, "Failed") and self._is_settled("Failed"):
-            word = last_word(self._pods, job, self._expected)
-            failure = word.message if word is not None else pod_termination.failure(job, self._pods).message
+            word = find_last_result(self._pods, job, self._expected)
+            failure = (
+                word.message if word is not None else pod_termination.find_failure(job, self._pods).message
+            )
             return self._inconclusive(failure)
         return None
 
-    def draft(self, *, may_start: bool) -> Draft:
+    def draft(self, *, may_start: bool) -> PlanBuilder:
         """Creation of the Job if it may start, and removal of one whose result was lost with its pod.
 
         The Job measures the pods of its start. A Deployment can report a ready pod before the pod is read.
         """
-        draft, job = Draft(self.snapshot), self._job
+        draft, job = PlanBuilder(self.snapshot), self._job
         if job is None and may_start and self._new_pods:
             draft.start_job(self._build())
         is_lost = job is not None and has_ended(job, "Complete") and self.result is None
@@ -187,7 +191,7 @@ class Analysis:
 
     def _build(self) -> Manifest:
         facts, phase = self.snapshot.facts, self.phase
-        trainer = trainer_of(self.revision.profile, facts.trainer_image)
+        trainer = choose_trainer(self.revision.profile, facts.trainer_image)
         pods = MeasuredPods(
             self._new_pods,
             tuple(self._ready_pods(phase.stable)),
@@ -249,7 +253,7 @@ class Analysis:
         )
 
     def _inconclusive(self, why: str) -> RevisionAnalysis:
-        message = shortened(f"its analysis could not run: {why}")
+        message = shorten(f"its analysis could not run: {why}")
         return RevisionAnalysis(step=self.phase.step, verdict="Inconclusive", message=message)
 
     def _measured(self, found: AnalyzeResult) -> RevisionAnalysis:
@@ -273,7 +277,7 @@ class Analysis:
             verdict=found.verdict,
             requests=found.requests,
             stable_requests=found.stable_requests,
-            message=shortened(message),
+            message=shorten(message),
             figures=tuple(AnalysisFigureStatus(**each.model_dump()) for each in found.figures),
         )
 
@@ -306,9 +310,9 @@ def phase_of(
     return None
 
 
-def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: bool) -> Draft:
+def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: bool) -> PlanBuilder:
     """Writes for the analysis, and removal of the Jobs of earlier ones."""
-    draft = Draft(snapshot) if analysis is None else analysis.draft(may_start=may_start)
+    draft = PlanBuilder(snapshot) if analysis is None else analysis.draft(may_start=may_start)
     for name, job in snapshot.children[JOB].items():
         if stage_of(job) == ANALYZE and (analysis is None or name != analysis.name):
             draft.remove(job, "Background")

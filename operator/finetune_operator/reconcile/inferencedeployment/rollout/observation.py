@@ -5,20 +5,20 @@ from finetune_operator.observe.deployments import is_ready
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     PROGRESSING,
+    REJECTED_STATES,
     STATES,
-    UNPROVEN,
-    UNWELCOME,
+    UNVERIFIED_STATES,
     Observation,
     State,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import slot_of
 from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.rollout.strategies import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 
 
-def state_of(view: EndpointView) -> State:
+def state_of(view: RolloutContext) -> State:
     """The state of the wanted revision in the table.
 
     A revision that failed or was rolled back stays so until an edit of the spec that may help, a decision to
@@ -43,10 +43,10 @@ def state_of(view: EndpointView) -> State:
     return "Pending" if entry.state not in STATES or has_ended.get(entry.state) else entry.state
 
 
-def observe(view: EndpointView, state: State) -> Observation:
+def observe(view: RolloutContext, state: State) -> Observation:
     """Observe the wanted revision, which is in this state."""
-    if state in UNWELCOME and awaits_stable(view):
-        return Observation.GIVES_BACK
+    if state in REJECTED_STATES and awaits_stable(view):
+        return Observation.RETURNING_TRAFFIC
     if state == "Baking" and view.standby:
         return _observe_bake(view)
     held = _observe_hold(view) if state in PROGRESSING else None
@@ -57,7 +57,7 @@ def observe(view: EndpointView, state: State) -> Observation:
         return _observe_canary(view, view.canary, view.deployment)
     if view.deployment is None and not has_slot(view):
         return Observation.NO_SLOT
-    is_recreating = state in UNPROVEN and view.is_recreating
+    is_recreating = state in UNVERIFIED_STATES and view.is_recreating
     if view.deployment is not None:
         if is_ready(view.deployment, _needed_replicas(view, state)):
             return _observe_ready(view, state)
@@ -67,16 +67,16 @@ def observe(view: EndpointView, state: State) -> Observation:
         return Observation.OCCUPIED
     if view.deployment is None:
         return Observation.ABSENT
-    is_short = state in UNPROVEN and not is_recreating and view.shortage is not None
+    is_short = state in UNVERIFIED_STATES and not is_recreating and view.shortage is not None
     return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
 
 
-def is_held(view: EndpointView) -> bool:
+def is_held(view: RolloutContext) -> bool:
     """Whether a pause, a decision or spec.replicas keeps the wanted revision from starting."""
     return view.endpoint.spec.strategy.paused or view.verdict == "Abort" or _observe_hold(view) is not None
 
 
-def _observe_hold(view: EndpointView) -> Observation | None:
+def _observe_hold(view: RolloutContext) -> Observation | None:
     """What keeps a revision that is rolling out from going on, whatever its pods do; None if nothing does."""
     strategy, canary = view.endpoint.spec.strategy, view.canary
     if view.endpoint.spec.replicas == 0:
@@ -89,7 +89,7 @@ def _observe_hold(view: EndpointView) -> Observation | None:
     return Observation.PAUSED if strategy.paused and not view.has_made_room and not has_failed else None
 
 
-def _observe_ready(view: EndpointView, state: State) -> Observation:
+def _observe_ready(view: RolloutContext, state: State) -> Observation:
     """What a revision with all replicas waits for before it is Live. The first one waits for nothing."""
     strategy = view.endpoint.spec.strategy
     if state not in PROGRESSING or not view.has_fallback:
@@ -103,21 +103,21 @@ def _observe_ready(view: EndpointView, state: State) -> Observation:
     return _last_observation(view)
 
 
-def _last_observation(view: EndpointView) -> Observation:
+def _last_observation(view: RolloutContext) -> Observation:
     return Observation.READY if view.endpoint.spec.strategy.bake_seconds is None else Observation.BAKES
 
 
-def _needed_replicas(view: EndpointView, state: State) -> int:
+def _needed_replicas(view: RolloutContext, state: State) -> int:
     """Ready replicas with which the wanted revision can get requests."""
-    if state in UNPROVEN and view.is_recreating and (view.has_made_room or not view.has_fallback):
+    if state in UNVERIFIED_STATES and view.is_recreating and (view.has_made_room or not view.has_fallback):
         # Nothing serves while a revision is recreated, so its first replica serves at once.
         return 1
-    if state in UNPROVEN and view.canary is not None and view.verdict != "Promote":
+    if state in UNVERIFIED_STATES and view.canary is not None and view.verdict != "Promote":
         return view.canary.replicas_at(0)
     return view.endpoint.spec.replicas
 
 
-def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifest) -> Observation:
+def _observe_canary(view: RolloutContext, canary: CanarySteps, deployment: Manifest) -> Observation:
     """Observe a revision that gets a part of the requests."""
     step = view.step
     if view.regression is not None:
@@ -147,7 +147,7 @@ def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifes
     return Observation.STEPS if result.verdict == "Pass" else Observation.UNDECIDED
 
 
-def _observe_bake(view: EndpointView) -> Observation:
+def _observe_bake(view: RolloutContext) -> Observation:
     """Observe a revision that serves, while the previous one can still get the requests back."""
     strategy = view.endpoint.spec.strategy
     if view.verdict == "Abort":
@@ -162,7 +162,7 @@ def _observe_bake(view: EndpointView) -> Observation:
     return Observation.READY if has_baked else Observation.BAKES
 
 
-def has_slot(view: EndpointView) -> bool:
+def has_slot(view: RolloutContext) -> bool:
     """Whether a rollout may start; the first revision of an endpoint needs no slot."""
     has_begun = not view.has_fallback or view.has_made_room
     snapshot = view.snapshot

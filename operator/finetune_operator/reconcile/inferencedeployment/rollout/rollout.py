@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Service in front of a revision in preview, which exists only as long as there is one.
+"""One transition of an endpoint's rollout: table, outcome, Deployments, preview Service.
+
+The Service in front of a revision in preview, which exists only as long as there is one.
 
 A Deployment whose pods cannot start is created again if a new one would have other pods.
 
@@ -19,14 +21,14 @@ from finetune_operator.api.inference_deployment import ObeyedDecision, RevisionM
 from finetune_operator.engine.resources import DEPLOYMENT, POD, SERVICE
 from finetune_operator.manifests.endpoint import build_deployment, build_preview_service, preview_name
 from finetune_operator.manifests.labels import REVISION
-from finetune_operator.manifests.pod_shape import changed_origin
+from finetune_operator.manifests.pod_shape import find_changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Apply, Create, Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
+    REJECTED_STATES,
     TRANSITIONS,
-    UNPROVEN,
-    UNWELCOME,
+    UNVERIFIED_STATES,
     Action,
     Observation,
     State,
@@ -52,7 +54,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift impor
     weights_by_replicas,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_actions import OUTCOMES, RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.pass_outcome import Working
 from finetune_operator.status.reasons import Reason
@@ -66,7 +68,7 @@ class PreviewWrites(NamedTuple):
     delete: tuple[Delete, ...] = ()
 
 
-def preview_writes(view: EndpointView, *, exists: bool) -> PreviewWrites:
+def preview_writes(view: RolloutContext, *, exists: bool) -> PreviewWrites:
     """Point the preview Service at the wanted revision, or delete it if it should not exist."""
     service = view.snapshot.children[SERVICE].get(preview_name(view.endpoint))
     name = view.wanted.name
@@ -80,7 +82,7 @@ def preview_writes(view: EndpointView, *, exists: bool) -> PreviewWrites:
     return PreviewWrites(apply=(Apply(build_preview_service(view.endpoint, name, uid)),))
 
 
-def create_again(view: EndpointView) -> Plan | None:
+def recreate_deployment(view: RolloutContext) -> Plan | None:
     """Delete the wanted revision's Deployment, so that another pass creates it. None: it stays.
 
     It stays if another one would not be created at once.
@@ -88,9 +90,9 @@ def create_again(view: EndpointView) -> Plan | None:
     deployment, trouble, facts = view.deployment, view.trouble, view.snapshot.facts
     if deployment is None or trouble is None or trouble.reason == Reason.QUEUED:
         return None
-    if state_of(view) not in UNPROVEN or is_held(view) or not has_slot(view) or _has_started(view):
+    if state_of(view) not in UNVERIFIED_STATES or is_held(view) or not has_slot(view) or _has_started(view):
         return None
-    cause = changed_origin(
+    cause = find_changed_origin(
         deployment,
         build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy),
         images_count=trouble.reason == Reason.IMAGE_UNAVAILABLE,
@@ -105,7 +107,7 @@ def create_again(view: EndpointView) -> Plan | None:
     )
 
 
-def _has_started(view: EndpointView) -> bool:
+def _has_started(view: RolloutContext) -> bool:
     """Whether a container of the wanted revision runs or has run."""
     return any(
         has_started(pod)
@@ -118,11 +120,11 @@ HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live"})
 """States after a pass in which the wanted revision may keep the requests that it has."""
 
 
-STARTS: Final = frozenset({Action.QUEUE, Action.MAKE_ROOM, Action.START})
+STARTS: Final = frozenset({Action.QUEUE, Action.SCALE_DOWN_OTHERS, Action.START})
 """Actions of a revision without a Deployment that will have one without another decision of a person."""
 
 
-def may_start(view: EndpointView) -> bool:
+def may_start(view: RolloutContext) -> bool:
     """Whether the wanted revision, which has no Deployment, starts now or when there is room for it."""
     if has_lost_its_share(view):
         return False
@@ -130,11 +132,11 @@ def may_start(view: EndpointView) -> bool:
     return transition(state, observe(view, state)).action in STARTS
 
 
-def roll_out(view: EndpointView) -> Plan:
+def roll_out(view: RolloutContext) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
     if has_lost_its_share(view):
         return _return_to_one(view)
-    again = create_again(view)
+    again = recreate_deployment(view)
     if again is not None:
         return again
     before = state_of(view)
@@ -144,16 +146,16 @@ def roll_out(view: EndpointView) -> Plan:
     kept = {*view.weights, *routed}
     if outcome.keeps_wanted:
         kept.add(view.wanted.name)
-    if state == "Baking" or (state in UNWELCOME and outcome.keeps_wanted):
+    if state == "Baking" or (state in REJECTED_STATES and outcome.keeps_wanted):
         kept |= {view.standby, view.predecessor}
     removed = [name for name in view.snapshot.children[DEPLOYMENT] if name not in kept]
     replaced = [name for name in (*view.weights, view.predecessor) if name not in routed]
     revisions = _with_wanted(view, state, outcome)
     for name in routed:
         if name != view.wanted.name:
-            revisions = _with_unwanted(view, name, Observation.RECALLED, revisions)
+            revisions = _with_unwanted(view, name, Observation.RESTORED, revisions)
     for name in (*replaced, *removed):
-        seen = Observation.SPARE if state == "Baking" and name in replaced else Observation.UNWANTED
+        seen = Observation.STANDBY if state == "Baking" and name in replaced else Observation.UNWANTED
         revisions = _with_unwanted(view, name, seen, revisions)
     replicas = replicas_of(view, state if outcome.keeps_wanted else "Pending", outcome.entry.get("step"))
     scaled = view.observed.replica_applies(
@@ -179,13 +181,15 @@ def roll_out(view: EndpointView) -> Plan:
     )
 
 
-def _routed(view: EndpointView, state: State, outcome: RolloutOutcome) -> Mapping[str, int]:
+def _routed(view: RolloutContext, state: State, outcome: RolloutOutcome) -> Mapping[str, int]:
     """Percent of the requests by revision after this pass, in which the wanted one gets this state."""
     name = view.wanted.name
     routed = view.weights if outcome.weights is None else outcome.weights
     is_replacing = rolling_limits(view) is not None and state in {"RollingOut", "WaitingForCapacity"}
     returns = (
-        awaits_stable(view) if state in UNWELCOME else name in view.weights and is_dead(view, view.stable)
+        awaits_stable(view)
+        if state in REJECTED_STATES
+        else name in view.weights and is_dead(view, view.stable)
     )
     may_serve = outcome.keeps_wanted and (state in HAS_REQUESTS or is_replacing or returns)
     if not may_serve and (view.others or view.predecessor):
@@ -196,7 +200,7 @@ def _routed(view: EndpointView, state: State, outcome: RolloutOutcome) -> Mappin
     return routed
 
 
-def _return_to_one(view: EndpointView) -> Plan:
+def _return_to_one(view: RolloutContext) -> Plan:
     """Route all requests to the revision that serves, which first gets the replicas for them.
 
     Another one has a share that it may not have any more. The wanted revision starts in a later pass: a
@@ -226,15 +230,15 @@ def _return_to_one(view: EndpointView) -> Plan:
     )
 
 
-def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> tuple[RevisionStatus, ...]:
+def _with_wanted(view: RolloutContext, state: State, outcome: RolloutOutcome) -> tuple[RevisionStatus, ...]:
     if state == "Pending":
         return view.endpoint.status.revisions
     entry = RevisionStatus(
         name=view.wanted.name,
         state=state,
         step=view.step if state == "Canary" else None,
-        analysis=None if state in UNPROVEN else view.analyzed,
-        spec_hash=view.spec_hash if state in {"RollingOut", *UNWELCOME} else "",
+        analysis=None if state in UNVERIFIED_STATES else view.analyzed,
+        spec_hash=view.spec_hash if state in {"RollingOut", *REJECTED_STATES} else "",
         models=tuple(
             RevisionModel(name=name, checkpoint=weights.checkpoint, digest=weights.digest)
             for name, weights in view.wanted.models
@@ -244,7 +248,7 @@ def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> t
 
 
 def _with_unwanted(
-    view: EndpointView, name: str, seen: Observation, revisions: tuple[RevisionStatus, ...]
+    view: RolloutContext, name: str, seen: Observation, revisions: tuple[RevisionStatus, ...]
 ) -> tuple[RevisionStatus, ...]:
     """The list after a change of the requests or the Deployment of a revision that is not wanted."""
     before = find_revision(revisions, name)
@@ -264,14 +268,14 @@ def _with_unwanted(
     return with_entry(revisions, entry, view.snapshot.now)
 
 
-def _obeyed(view: EndpointView, state: State, action: Action) -> dict[str, ObeyedDecision]:
+def _obeyed(view: RolloutContext, state: State, action: Action) -> dict[str, ObeyedDecision]:
     """The decision to record as obeyed. The wanted revision has this state after the pass.
 
     A decision that has no effect, such as one about a revision that is Live, is recorded too, so that it
     has none later. `Continue` has an effect only on the step that the revision waits in now.
     """
     decision = view.decision
-    is_obeyed = state in {"Baking", "Live", *UNWELCOME} or (view.is_retried and state != "Pending")
+    is_obeyed = state in {"Baking", "Live", *REJECTED_STATES} or (view.is_retried and state != "Pending")
     if view.verdict == "Continue":
         is_obeyed |= action is Action.STEP or not view.awaits_continue
     if decision is None or not is_obeyed:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pass over the wanted revision writes.
+"""The outcome of each action of the rollout table.
+
+What a pass over the wanted revision writes.
 
 The outcomes of actions on a revision that is ready, serves, or has failed.
 
@@ -29,10 +31,10 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift impor
     replicas_of,
     rolling_limits,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, earliest, pod_selector
-from finetune_operator.reconcile.pass_outcome import Done, Failed, Halt, Suspended, Working
-from finetune_operator.status.conditions import shortened
+from finetune_operator.reconcile.pass_outcome import Done, Failed, PassOutcome, Suspended, Working
+from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import EventReason, Reason
 
 
@@ -40,7 +42,7 @@ from finetune_operator.status.reasons import EventReason, Reason
 class RolloutOutcome:
     """The end of a pass over the wanted revision."""
 
-    halt: Halt
+    halt: PassOutcome
     create: tuple[Create, ...] = ()
     events: tuple[Event, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class RolloutOutcome:
     """Fields of the revision's entry in the status, besides name, state and specHash."""
 
 
-def preview(view: EndpointView) -> RolloutOutcome:
+def preview(view: RolloutContext) -> RolloutOutcome:
     """Wait for a decision, or for the end of the preview."""
     name, settings = view.wanted.name, view.endpoint.spec.strategy.blue_green
     ready = f"revision {name} ({view.models}) is ready at {preview_url(view.endpoint)}; {view.serving} serves"
@@ -66,7 +68,7 @@ def preview(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.PREVIEW, f"{ready} for {seconds} s", left))
 
 
-def dwell(view: EndpointView) -> RolloutOutcome:
+def dwell(view: RolloutContext) -> RolloutOutcome:
     """Give the revision the weight of its step."""
     canary, name = view.canary, view.wanted.name
     is_new = view.recorded is None or view.recorded.state != "Canary"
@@ -89,7 +91,7 @@ def dwell(view: EndpointView) -> RolloutOutcome:
     )
 
 
-def ask(view: EndpointView) -> RolloutOutcome:
+def await_decision(view: RolloutContext) -> RolloutOutcome:
     """Wait for a decision about a revision whose step has no end of its own."""
     name, canary = view.wanted.name, view.canary
     if canary is not None and canary.pause_at(view.step) is not None:
@@ -103,7 +105,7 @@ def ask(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Suspended(Reason.AWAITING_DECISION, message), entry={"step": view.step})
 
 
-def take_step(view: EndpointView) -> RolloutOutcome:
+def take_step(view: RolloutContext) -> RolloutOutcome:
     """Take the next step, or the last one if a person promoted the revision."""
     end = view.canary.end if view.canary is not None else 0
     step = end if view.verdict == "Promote" else view.step + 1
@@ -114,7 +116,7 @@ def take_step(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.CANARY, message, left), entry={"step": step})
 
 
-def bake(view: EndpointView) -> RolloutOutcome:
+def bake(view: RolloutContext) -> RolloutOutcome:
     """Route all requests to the revision, and keep the previous one until the bake has ended."""
     served, halt = serve(view), _verdict(view)
     seconds = view.endpoint.spec.strategy.bake_seconds or 0
@@ -129,7 +131,7 @@ def bake(view: EndpointView) -> RolloutOutcome:
     return replace(served, halt=replace(halt, requeue_after=left), entry=entry)
 
 
-def serve(view: EndpointView) -> RolloutOutcome:
+def serve(view: RolloutContext) -> RolloutOutcome:
     """Route all requests to the revision."""
     name = view.wanted.name
     is_new = view.recorded is None or view.recorded.state not in {"Baking", "Live"}
@@ -149,7 +151,7 @@ def serve(view: EndpointView) -> RolloutOutcome:
     )
 
 
-def report(view: EndpointView) -> RolloutOutcome:
+def report(view: RolloutContext) -> RolloutOutcome:
     """Report replicas that restart or are being added after the rollout has ended."""
     ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
     trouble = view.trouble
@@ -163,20 +165,20 @@ def report(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Failed(reason, message) if is_hopeless else Working(reason, message, recheck))
 
 
-def fail(view: EndpointView) -> RolloutOutcome:
+def fail(view: RolloutContext) -> RolloutOutcome:
     """Report why the revision cannot start."""
     failure = view.failure or ""
     return RolloutOutcome(
         Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
         entry={
             "reason": Reason.ROLLOUT_FAILED,
-            "message": shortened(failure),
+            "message": shorten(failure),
             "verdict": RevisionVerdict(result="Failed"),
         },
     )
 
 
-def roll_back(view: EndpointView) -> RolloutOutcome:
+def roll_back(view: RolloutContext) -> RolloutOutcome:
     """Delete the Deployment of a revision that failed or was rolled back in an earlier pass."""
     failure = view.recorded.message if view.recorded is not None else ""
     if view.recorded is not None and view.recorded.state == "RolledBack":
@@ -192,7 +194,7 @@ def roll_back(view: EndpointView) -> RolloutOutcome:
     )
 
 
-def give_back(view: EndpointView) -> RolloutOutcome:
+def retain_traffic(view: RolloutContext) -> RolloutOutcome:
     """Keep the requests until the stable revision has the replicas for them."""
     why = f": {view.recorded.message}" if view.recorded is not None and view.recorded.message else ""
     message = (
@@ -205,27 +207,27 @@ def give_back(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.ROLLING_OUT, message))
 
 
-def abort(view: EndpointView) -> RolloutOutcome:
+def abort(view: RolloutContext) -> RolloutOutcome:
     """Return the requests, if it has any, of a revision that a person aborted, and delete it.
 
     It works, so it keeps its requests until the stable revision has the replicas for them.
     """
     why = _decided(view)
     outcome = _roll_back_to_stable(view, why, RevisionVerdict(result="Aborted", reason=why))
-    return replace(give_back(view), entry=outcome.entry) if awaits_stable(view) else outcome
+    return replace(retain_traffic(view), entry=outcome.entry) if awaits_stable(view) else outcome
 
 
-def return_requests(view: EndpointView) -> RolloutOutcome:
+def return_requests(view: RolloutContext) -> RolloutOutcome:
     """Return the requests of a revision that does not serve well to the one before it, at once.
 
     It keeps them as long as it has a ready pod and the one before it has none.
     """
-    why = shortened(view.regression or "")
+    why = shorten(view.regression or "")
     outcome = _roll_back_to_stable(view, why, RevisionVerdict(result="Failed", reason=why))
-    return replace(give_back(view), entry=outcome.entry) if is_dead(view, view.stable) else outcome
+    return replace(retain_traffic(view), entry=outcome.entry) if is_dead(view, view.stable) else outcome
 
 
-def _failure_message(view: EndpointView, failure: str) -> str:
+def _failure_message(view: RolloutContext, failure: str) -> str:
     fallback = advice = ""
     if view.has_fallback:
         fallback = f"; {view.serving} keeps serving"
@@ -233,14 +235,14 @@ def _failure_message(view: EndpointView, failure: str) -> str:
     return f"revision {view.wanted.name} ({view.models}) failed: {failure}{fallback}{advice}"
 
 
-def _rollback_message(view: EndpointView, why: str) -> str:
+def _rollback_message(view: RolloutContext, why: str) -> str:
     return (
         f"revision {view.wanted.name} ({view.models}) was rolled back: {why}; {view.stable}"
         " serves; to retry, edit the spec, promote another checkpoint, or set strategy.decision to Promote"
     )
 
 
-def _roll_back_to_stable(view: EndpointView, why: str, verdict: RevisionVerdict) -> RolloutOutcome:
+def _roll_back_to_stable(view: RolloutContext, why: str, verdict: RevisionVerdict) -> RolloutOutcome:
     """Route all requests to the stable revision. The wanted one is deleted when they have moved."""
     return RolloutOutcome(
         Failed(Reason.ROLLED_BACK, _rollback_message(view, why)),
@@ -251,7 +253,7 @@ def _roll_back_to_stable(view: EndpointView, why: str, verdict: RevisionVerdict)
     )
 
 
-def _stable_status(view: EndpointView) -> dict[str, Any]:
+def _stable_status(view: RolloutContext) -> dict[str, Any]:
     """Fields of the status that change when the requests of the wanted revision, if it has any, return."""
     if view.wanted.name not in {*view.weights, view.endpoint.status.revision}:
         return {}
@@ -272,7 +274,7 @@ def _stable_status(view: EndpointView) -> dict[str, Any]:
     return {**status, "base_model_uri": base.source, "base_model_digest": base.digest}
 
 
-def _base_model_uri(view: EndpointView) -> str | None:
+def _base_model_uri(view: RolloutContext) -> str | None:
     """Where the base model of the wanted revision comes from; None if no weights and no spec say so."""
     recorded = (weights.base_model for _, weights in view.wanted.models)
     given = view.endpoint.spec.base_model
@@ -280,7 +282,7 @@ def _base_model_uri(view: EndpointView) -> str | None:
     return next(sources, None)
 
 
-def _passed(view: EndpointView) -> RevisionVerdict:
+def _passed(view: RolloutContext) -> RevisionVerdict:
     """The verdict on a revision that gets all requests, which may have been given before its bake."""
     if view.recorded is not None and view.recorded.state == "Baking" and view.recorded.verdict is not None:
         return view.recorded.verdict
@@ -290,13 +292,13 @@ def _passed(view: EndpointView) -> RevisionVerdict:
     return RevisionVerdict(result="Passed")
 
 
-def _decided(view: EndpointView) -> str:
+def _decided(view: RolloutContext) -> str:
     decision = view.decision
     reason = f": {decision.reason}" if decision is not None and decision.reason else ""
     return f"aborted by spec.strategy.decision{reason}"
 
 
-def _verdict(view: EndpointView) -> Working | Failed | Done:
+def _verdict(view: RolloutContext) -> Working | Failed | Done:
     problems = view.targets.problems
     held_back = "; ".join(problem.problem for problem in problems)
     hard = [p for p in problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
@@ -308,7 +310,7 @@ def _verdict(view: EndpointView) -> Working | Failed | Done:
     return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
 
 
-def _served_models(view: EndpointView) -> tuple[ServedModelStatus, ...]:
+def _served_models(view: RolloutContext) -> tuple[ServedModelStatus, ...]:
     before = {model.name: model for model in view.endpoint.status.models}
     served = []
     for name, weights in view.wanted.models:
@@ -322,7 +324,7 @@ def _served_models(view: EndpointView) -> tuple[ServedModelStatus, ...]:
     return tuple(served)
 
 
-def postpone(view: EndpointView) -> RolloutOutcome:
+def postpone(view: RolloutContext) -> RolloutOutcome:
     """Wait for the first replica, because only a replica shows whether the revision can serve."""
     until = f"; {view.serving} serves until then" if view.serving else ""
     message = (
@@ -332,7 +334,7 @@ def postpone(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
 
 
-def refuse(view: EndpointView) -> RolloutOutcome:
+def refuse(view: RolloutContext) -> RolloutOutcome:
     """Report the replicas that the weights of the steps need."""
     needed = view.canary.needed_replicas if view.canary is not None else None
     message = (
@@ -343,14 +345,14 @@ def refuse(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Failed(Reason.WEIGHT_NOT_ACHIEVABLE, message), keeps_wanted=False)
 
 
-def hold(view: EndpointView) -> RolloutOutcome:
+def hold(view: RolloutContext) -> RolloutOutcome:
     """Report the pause."""
     until = f"; {view.serving} serves" if view.has_fallback else ""
     message = f"spec.strategy.paused is true: revision {view.wanted.name} ({view.models}) waits{until}"
     return RolloutOutcome(Suspended(Reason.PAUSED, message))
 
 
-def queue(view: EndpointView) -> RolloutOutcome:
+def queue(view: RolloutContext) -> RolloutOutcome:
     """Wait for a slot. The message does not name the endpoints that hold one, to save status writes."""
     profile = view.wanted.profile
     limit = profile.spec.limits.concurrent_rollouts
@@ -368,7 +370,7 @@ def queue(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.QUEUED, message, slot.recheck_seconds))
 
 
-def make_room(view: EndpointView) -> RolloutOutcome:
+def scale_down_others(view: RolloutContext) -> RolloutOutcome:
     """End the pods of the other revisions, which keep answering until they have finished their requests."""
     others, name = ", ".join(view.others), view.wanted.name
     message = f"revision {name} ({view.models}) starts when the pods of {others} have ended"
@@ -377,12 +379,12 @@ def make_room(view: EndpointView) -> RolloutOutcome:
         why = f"strategy {view.endpoint.spec.strategy.type}"
         if view.shortage is not None:
             why = f"strategy.fallback, because there is no capacity for both: {view.shortage}"
-        text = shortened(f"stopping the pods of {others} to start revision {name}, by {why}")
+        text = shorten(f"stopping the pods of {others} to start revision {name}, by {why}")
         events = (Event("Normal", EventReason.ROOM_MADE, text),)
     return RolloutOutcome(Working(Reason.ROLLING_OUT, message, view.seconds_to_room), events=events)
 
 
-def start(view: EndpointView) -> RolloutOutcome:
+def start(view: RolloutContext) -> RolloutOutcome:
     """Create the Deployment. The first revision gets all requests at once, because no other one can serve."""
     facts = view.snapshot.facts
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
@@ -400,7 +402,7 @@ def start(view: EndpointView) -> RolloutOutcome:
     )
 
 
-def wait_for_capacity(view: EndpointView) -> RolloutOutcome:
+def wait_for_capacity(view: RolloutContext) -> RolloutOutcome:
     """Report the resources that are missing. The pods start by themselves when these are free."""
     name, shortage = view.wanted.name, view.shortage or ""
     later = None if view.trouble is None else view.trouble.recheck_after_seconds
@@ -416,7 +418,7 @@ def wait_for_capacity(view: EndpointView) -> RolloutOutcome:
     )
 
 
-def wait(view: EndpointView) -> RolloutOutcome:
+def wait(view: RolloutContext) -> RolloutOutcome:
     """Report why the pods are not ready yet."""
     name, trouble = view.wanted.name, view.trouble
     left = view.seconds_to_deadline or None
@@ -434,21 +436,21 @@ def wait(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}", left))
 
 
-OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
+OUTCOMES: Final[Mapping[Action, Callable[[RolloutContext], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
     Action.ABORT: abort,
-    Action.GIVE_BACK: give_back,
+    Action.RETAIN_TRAFFIC: retain_traffic,
     Action.REFUSE: refuse,
     Action.HOLD: hold,
     Action.QUEUE: queue,
-    Action.MAKE_ROOM: make_room,
+    Action.SCALE_DOWN_OTHERS: scale_down_others,
     Action.START: start,
     Action.WAIT_FOR_CAPACITY: wait_for_capacity,
     Action.WAIT: wait,
     Action.SERVE: serve,
     Action.PREVIEW: preview,
     Action.DWELL: dwell,
-    Action.ASK: ask,
+    Action.AWAIT_DECISION: await_decision,
     Action.STEP: take_step,
     Action.BAKE: bake,
     Action.RETURN: return_requests,

@@ -15,17 +15,17 @@ from finetune_operator.observe.deployments import (
     ServingTrouble,
     capacity_shortage,
     deadline_seconds,
-    failure_of,
+    find_failure_reason,
+    find_regression,
+    find_trouble,
     has_exceeded_deadline,
-    regression_of,
-    trouble_of,
 )
 from finetune_operator.observe.pod_status import has_ended
-from finetune_operator.observe.pod_termination import is_overdue, until_overdue
+from finetune_operator.observe.pod_termination import is_overdue, seconds_until_overdue
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, spec_hash
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNWELCOME
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import REJECTED_STATES
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import Analysis, phase_of
 from finetune_operator.reconcile.inferencedeployment.rollout.strategies import CanarySteps, RoutedSteps
@@ -34,7 +34,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
-class EndpointView:
+class RolloutContext:
     """An endpoint, its wanted revision, and the observed state of both."""
 
     endpoint: InferenceDeployment
@@ -153,7 +153,7 @@ class EndpointView:
     @property
     def seconds_to_room(self) -> float | None:
         """Seconds until a terminating pod of another revision is overdue; None if none is terminating."""
-        seconds = (until_overdue(pod, self.snapshot.now) for pod in self.other_pods)
+        seconds = (seconds_until_overdue(pod, self.snapshot.now) for pod in self.other_pods)
         return max((each for each in seconds if each is not None), default=None)
 
     @property
@@ -200,7 +200,7 @@ class EndpointView:
     @property
     def is_retried(self) -> bool:
         """Whether a decision starts the wanted revision again."""
-        has_failed = self.recorded is not None and self.recorded.state in UNWELCOME
+        has_failed = self.recorded is not None and self.recorded.state in REJECTED_STATES
         return has_failed and self.verdict == "Promote"
 
     @cached_property
@@ -211,7 +211,7 @@ class EndpointView:
     def trouble(self) -> ServingTrouble | None:
         """The problem that prevents a pod of the wanted revision from serving."""
         snapshot = self.snapshot
-        return trouble_of(
+        return find_trouble(
             self.wanted.name, self.deployment, snapshot.children[POD], snapshot.now, snapshot.positions
         )
 
@@ -220,7 +220,7 @@ class EndpointView:
         """The reason that the wanted revision cannot become ready; None while it can."""
         if self.deployment is None:
             return None
-        return failure_of(
+        return find_failure_reason(
             self.deployment,
             self.snapshot.children[POD],
             self.snapshot.now,
@@ -272,7 +272,7 @@ class EndpointView:
             return f"Deployment {self.wanted.name} was deleted"
         if since is None:
             return None
-        return regression_of(self.deployment, self.snapshot.children[POD], since, self.snapshot.now)
+        return find_regression(self.deployment, self.snapshot.children[POD], since, self.snapshot.now)
 
     def seconds_left(self, seconds: int) -> float:
         """Seconds until the wanted revision has had its recorded state for this long."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of replicas while one revision replaces another one replica by replica.
+"""Rollout strategies in numbers: limits of a rolling update, steps of a canary.
+
+Limits of replicas while one revision replaces another one replica by replica.
 
 The steps of a canary: replicas and weight of the new revision at each of them.
 """
