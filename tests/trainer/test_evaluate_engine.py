@@ -287,7 +287,7 @@ def test_prompts_have_the_stop_tokens_and_the_settings_of_the_evaluation(line: L
         assert [each.seed for each in asked] == [row_seed(settings, row) for row in range(1, 6)]
     assert (pod.exchange.models / "tuned" / "adapter_config.json").exists()
     assert (pod.exchange.models / "base" / "config.json").exists()
-    assert (pod.exchange.python / "finetune_trainer" / "evaluate" / "answering" / "engineanswers.py").exists()
+    assert (pod.exchange.python / "finetune_trainer" / "evaluate" / "answering" / "engine_side.py").exists()
 
 
 def test_predictions_of_an_engine_or_of_another_image_are_not_those_of_the_trainer(

@@ -117,7 +117,7 @@ class Change:
 def related(kind: str, old: Manifest | None, new: Manifest | None, objects: IndexedObjects) -> frozenset[Key]:
     """Keys of the objects whose state may depend on this one, without its own key.
 
-    `kind` is one of our kinds or that of a child (`inputs.secondaries.SECONDARIES`).
+    `kind` is one of our kinds or that of a child (`inputs.related_types.RELATED_TYPES`).
 
     Raises:
         ValueError: there is neither an old nor a new state.

@@ -38,7 +38,7 @@ def key_of(manifest: Manifest) -> Key:
 
 
 class Caches:
-    """One store per type: the operator's kinds, and the types of children in `secondaries`.
+    """One store per type: the operator's kinds, and the types of children in `related_types`.
 
     Attributes:
         bound: memory of the objects of each namespace, in all stores.

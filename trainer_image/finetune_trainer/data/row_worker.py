@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process that prepares batches: python -m finetune_trainer.data.row_worker, started by `rowworkers`."""
+"""Process that prepares batches: python -m finetune_trainer.data.row_worker, started by `batches`."""
 
 import os
 import pickle

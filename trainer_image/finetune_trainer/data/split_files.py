@@ -69,7 +69,7 @@ def _subject(raw: RawRow, seed: int) -> bytes:
         return canonical_json.encode([RULE, seed, "group", raw.group])
     row, turns = raw.row, raw.row.input
     if row.form != "ChatMessages" and len(turns) == 1 and turns[0].role == "user":
-        # orjson writes a text like `canonical`.
+        # orjson writes a text like `canonical_json`.
         return b'["%b",%d,"prompt",%b]' % (RULE.encode(), seed, orjson.dumps(turns[0].content))
     return canonical_json.encode([RULE, seed, "messages", [_turn(message) for message in turns]])
 
@@ -111,7 +111,7 @@ class SplitWriter:
 
 
 def line_of(row: Row) -> bytes:
-    """The row's line with its line end. For rows of plain texts, orjson writes the same as `canonical`."""
+    """The row's line with its line end. For rows of plain texts, orjson writes the same as `canonical_json`."""
     if row.form == "PromptCompletion" and not row.columns:
         pair = {"completion": row.output, "prompt": row.messages[0].content}
         return orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)

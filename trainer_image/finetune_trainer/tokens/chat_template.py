@@ -10,7 +10,7 @@ The tokenizer of a base model, always with a chat template, and the tokens that 
 
 Prompts and completions are trained and served as a chat, so a request with the prompt as its user message
 sees exactly the tokens of training. If the model has a chat template, it is used. If it has none, as most
-base models, the trainer supplies one (`suppliedtemplates`).
+base models, the trainer supplies one (`supplied_templates`).
 
 Control tokens that occur in the text of rows.
 

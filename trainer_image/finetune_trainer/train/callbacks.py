@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens between steps, in the order of the events, on one run state; knows no trainer's library.
 
-The session passes each event to the callbacks in this order: Heartbeat, ReportProgress,
-Divergence, RetainCheckpoints, Validate, SaveState. Each may end training by raising Preempted, StageFailure or StoppedEarly; the later
-callbacks are then not called.
+The session passes each event to the callbacks in this order: Heartbeat, ReportProgress, Divergence,
+RetainCheckpoints, Validate, SaveState. Each may end training by raising Preempted, StageFailure or
+StoppedEarly; the later callbacks are then not called.
 
 The state that the callbacks of a run share, and their base class.
 

@@ -3,8 +3,7 @@
 
 Trainings on nested subsets of the rows after the run itself, to see whether more rows would help.
 
-The main run is complete, and its checkpoints are published, before the first subset begins. `curve` is the
-entry; `record` is what a restarted pod continues from.
+The main run is complete, and its checkpoints are published, before the first subset begins.
 
 What a restarted pod continues a learning curve from: the result of the main run, and finished subsets.
 

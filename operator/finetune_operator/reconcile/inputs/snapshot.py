@@ -65,7 +65,7 @@ class Snapshot:
     entropy: bytes = b""
     """32 random bytes, new in each pass, for keys."""
     children: Children = field(default_factory=no_children)
-    """Children by type and name, with an entry for each type of `secondaries.SECONDARIES`.
+    """Children by type and name, with an entry for each type of `related_types.RELATED_TYPES`.
 
     A child has our labels, and its controller is the object, by uid. For a pod, the object is the controller
     of its Job or Deployment.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges: models behind an endpoint of the user that compare two answers to the same row.
 
-`prompt` is what a judge reads and replies. `questions` makes the calls of all rows, `verdictlog` keeps the
-replies, `judging` does the calls, and `winrates` makes estimates of the verdicts.
+`questions` makes the calls of all rows, with what a judge reads and replies. `judging` does the calls, and
+`verdicts` keeps the replies and makes estimates of them.
 """

@@ -11,7 +11,7 @@ revision.
 One pass of an endpoint toward the revision that it should serve.
 
 A revision serves if requests are routed to it (`traffic.py`). A new revision starts next to the old one. When
-it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
+it is ready, the requests move to it, and then the old one is deleted. `revision_states.py` has the rules.
 """
 
 from collections.abc import Mapping
