@@ -111,7 +111,7 @@ class SplitWriter:
 
 
 def line_of(row: Row) -> bytes:
-    """The row's line with its line end. For rows of plain texts, orjson writes the same as `canonical_json`."""
+    """The row's line with its line end. For plain texts, orjson writes the same as `canonical_json`."""
     if row.form == "PromptCompletion" and not row.columns:
         pair = {"completion": row.output, "prompt": row.messages[0].content}
         return orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
