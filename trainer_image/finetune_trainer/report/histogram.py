@@ -80,7 +80,7 @@ def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = 
         up=tuple(
             Tick(round(BOTTOM - (BOTTOM - TOP) * value / top, 1), compact(value)) for value in _steps(top)
         ),
-        mark=None if limit is None else _position(edges, limit, step),
+        mark=None if limit is None else _mark_position(edges, limit, step),
     )
 
 
@@ -104,7 +104,7 @@ def _steps(top: int) -> list[int]:
     return [top * index // count for index in range(count + 1)]
 
 
-def _position(edges: Sequence[int], value: int, step: float) -> float | None:
+def _mark_position(edges: Sequence[int], value: int, step: float) -> float | None:
     for index, (start, end) in enumerate(pairwise(edges)):
         if start <= value < end:
             return round(LEFT + (index + (value - start) / (end - start)) * step, 1)

@@ -26,12 +26,12 @@ def read_ahead(store: Store, ref: ArtifactRef) -> threading.Thread:
     Without effect where the store does not read artifacts in place, or where memory is too small for them.
     Errors are left to the code that needs the files.
     """
-    thread = threading.Thread(target=_read, args=(store, ref), name="read-ahead", daemon=True)
+    thread = threading.Thread(target=_read_files, args=(store, ref), name="read-ahead", daemon=True)
     thread.start()
     return thread
 
 
-def _read(store: Store, ref: ArtifactRef) -> None:
+def _read_files(store: Store, ref: ArtifactRef) -> None:
     if not store.reads_in_place:
         return
     try:
