@@ -10,7 +10,7 @@ import yaml
 
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.pass_outcome import PassOutcome
+from finetune_operator.reconcile.passes import PassOutcome
 from tests.integration.judges import STATES, argo_health, kstatus, state
 from tests.unit.operator.goldencases import CASES, GOLDEN, key, load
 from tests.unit.operator.test_kstatus import BLOCKED, DONE, FAILED, SUSPENDED, WORKING, after, resource

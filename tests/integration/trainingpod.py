@@ -9,7 +9,7 @@ import httpx
 
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, REPORT_AUDIENCE, REPORT_PATH
-from finetune_trainer.contract.progress import Progress, Report
+from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.contract.vocabulary import Stage
 from tests.integration.api import Api, Object, path_of
 from tests.integration.operators import Operator

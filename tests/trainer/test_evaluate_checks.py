@@ -24,12 +24,11 @@ from finetune_trainer.data.checks import scanner
 from finetune_trainer.data.checks.scanner import HashedValues, Scanner, SensitiveHashes
 from finetune_trainer.evaluate.checks import find_memorized
 from finetune_trainer.model.loading import load_adapter, load_base
-from finetune_trainer.model.probe import compute_probe
+from finetune_trainer.model.probe import compute_probe, probe_prompts
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.prepare.stage import publish_hashes
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.tokens.probe_prompts import probe_prompts
 from tests.trainer.workbench import ROWS, TEAMS, Workbench, tiny_tokenizer, weights
 from tools.models import tiny
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.model.loading import load_adapter, load_base
-from finetune_trainer.model.probe import ENGINE, dtype_name, log_probabilities
+from finetune_trainer.model.probe import ENGINE, dtype_name, log_probabilities, probe_prompts
 from finetune_trainer.model.probe_record import NO_CHANGE_NATS, TOLERANCES
 from finetune_trainer.tokens.chat_template import load_tokenizer
-from finetune_trainer.tokens.probe_prompts import probe_prompts
 from finetune_trainer.train.model_setup import trainable_model
 from finetune_trainer.train.states.weights import training_weights
 from tools.models import gemma, tiny

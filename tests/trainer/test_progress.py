@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.runtime.progress import ProgressMeter, Reporter
 
 

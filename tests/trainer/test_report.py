@@ -24,8 +24,15 @@ from finetune_trainer.data.result import (
     Statistics,
 )
 from finetune_trainer.data.row_problems import Code, Issue, RowPosition, Severity
-from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
-from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
+from finetune_trainer.report.document import (
+    MAX_LISTED_PROBLEMS,
+    Document,
+    compact,
+    document,
+    encode,
+    histogram,
+    nice_ceiling,
+)
 from finetune_trainer.report.html_page import page, token_page
 from finetune_trainer.report.verdicts import HEADLINES, verdict
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.references import Owner, ReportTarget
+from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.runtime.progress import Reporter
 from tests.trainer.certificates import certificate
 

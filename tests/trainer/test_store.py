@@ -16,9 +16,9 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, digest_of
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import Store, open_store
-from finetune_trainer.store import read_ahead as readahead
+from finetune_trainer.store import mounted as readahead
 from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS
-from finetune_trainer.store.read_ahead import read_ahead
+from finetune_trainer.store.mounted import read_ahead
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 import httpx
 import pytest
 
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.train.figures import AVERAGED_STEPS, StepFigures, Throughput
 from finetune_trainer.train.training_metrics import TrainingMetrics
 from tools.cluster.ports import free_port

@@ -10,11 +10,10 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.model.loading import load_adapter, load_base
-from finetune_trainer.model.probe import compute_probe, log_probabilities
+from finetune_trainer.model.probe import PROMPTS, compute_probe, log_probabilities, probe_prompts
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord, TopTokens
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.chat_template import load_tokenizer
-from finetune_trainer.tokens.probe_prompts import PROMPTS, probe_prompts
 from tests.trainer.basemodels import with_reasoning
 from tests.trainer.test_train_distributed import pods
 from tests.trainer.workbench import ROWS, Workbench, elsewhere, tiny_tokenizer

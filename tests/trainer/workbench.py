@@ -17,9 +17,14 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, StageConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
-from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PreflightResult, TrainResult
+from finetune_trainer.contract.results import (
+    CheckpointResult,
+    EvaluateResult,
+    PreflightResult,
+    Progress,
+    TrainResult,
+)
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.rows import Row

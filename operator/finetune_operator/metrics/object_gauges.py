@@ -23,7 +23,7 @@ from finetune_operator.api.compute_profile import is_marked_default
 from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
-from finetune_operator.status.budget_use import read_used_shares
+from finetune_operator.reconcile.platform.budgets import read_used_shares
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 
 

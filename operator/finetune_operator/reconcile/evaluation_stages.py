@@ -27,7 +27,7 @@ from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.manifests.weights import live_model as live_model_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.records.references import check_location, resolve_version
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, reopen
 from finetune_operator.reconcile.stages.jobs import running_orphans

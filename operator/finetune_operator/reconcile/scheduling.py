@@ -38,8 +38,8 @@ from finetune_operator.reconcile.inputs.indexes import (
     waits_for_budget_of,
 )
 from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.platform.budgets import find_exhausted, is_counted
 from finetune_operator.reconcile.records.retention import waits_for_users
-from finetune_operator.status.budget_use import find_exhausted, is_counted
 
 LockName = tuple[str, ...]
 """Key of a lock that a pass holds."""

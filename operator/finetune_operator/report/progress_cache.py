@@ -9,7 +9,7 @@ from typing import Final
 from finetune_operator.plan import Key
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.report.authorization import Caller
-from finetune_trainer.contract.progress import Progress, Report
+from finetune_trainer.contract.results import Progress, Report
 
 RUN_INTERVAL_SECONDS: Final = 10.0
 """Seconds between two status writes for the progress of a run."""

@@ -38,8 +38,8 @@ from finetune_operator.report.certificate import Certificate, host_of
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH
-from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import ReportTarget
+from finetune_trainer.contract.results import Report
 
 PORT_NAME: Final = "report"
 

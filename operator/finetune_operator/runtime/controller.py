@@ -22,7 +22,7 @@ from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
-from finetune_operator.reconcile.pass_outcome import block
+from finetune_operator.reconcile.passes import block
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.runtime.caches import Caches

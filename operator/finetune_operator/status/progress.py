@@ -10,8 +10,7 @@ from typing import Final, Literal
 
 from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_operator.api.finetune_job_status import JobDisplay, ProgressStatus
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.results import Progress, TrainResult
 from finetune_trainer.contract.vocabulary import Stage
 
 

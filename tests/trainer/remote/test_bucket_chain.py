@@ -16,9 +16,8 @@ from finetune_trainer.contract.configs import PreflightConfig, PrepareConfig, So
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
-from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.results import Progress, TrainResult
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.preflight import stage as preflight_stage

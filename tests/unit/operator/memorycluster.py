@@ -34,8 +34,7 @@ from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_trainer.contract.configs import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import Progress, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)

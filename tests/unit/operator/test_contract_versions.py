@@ -19,9 +19,8 @@ from finetune_trainer.contract.base import (
     SharedPart,
     dump_set_fields,
 )
-from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import Owner
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import Report, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB, dataset, finetunejob, prepared, profile
 from tests.unit.operator.runsteps import reached

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.inference_deployment import MAX_HISTORY_MODELS, RevisionModel, RevisionStatus
-from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash, with_entry
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import spec_hash, with_entry
 from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, endpoint, rolling, serving, states
 
 

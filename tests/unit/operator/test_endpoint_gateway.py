@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.endpoint_access import EndpointGateway
 from finetune_operator.engine.errors import refusal
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import spec_hash
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,

@@ -13,7 +13,7 @@ from finetune_operator.api.inference_deployment import (
 )
 from finetune_operator.api.rollout_strategy import Strategy
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revision.history import (
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     spec_hash,
     with_entry,
     with_weights,

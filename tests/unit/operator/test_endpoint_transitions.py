@@ -11,13 +11,13 @@ import pytest
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
-from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     STATES,
     TRANSITIONS,
     Action,
     Observation,
     State,
+    spec_hash,
     transition,
 )
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision

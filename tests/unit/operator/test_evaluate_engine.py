@@ -8,9 +8,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_operator.observe.admission import Admission
+from finetune_operator.observe.device_usage import stage_usage
 from finetune_operator.observe.job_problems import job_trouble
 from finetune_operator.observe.pod_termination import find_failure
-from finetune_operator.observe.stage_usage import stage_usage
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.evaluation import AnswerEngine, EngineVersion

@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.pass_outcome import (
+from finetune_operator.reconcile.passes import (
     Blocked,
     Done,
     Failed,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.pod_security import AccountSettings, build_service_account
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import PlanBuilder
 
 SETTINGS = AccountSettings({"eks.amazonaws.com/role-arn": "arn"}, ("registry", "mirror"))
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.api.stage_status import MAX_ENDED_PODS, LostDeviceTime, StageUsage
+from finetune_operator.observe.device_usage import add_lost, open_device_seconds, stage_usage, sum_lost
 from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.observe.pod_termination import add_ended_pods
-from finetune_operator.observe.stage_usage import add_lost, open_device_seconds, stage_usage, sum_lost
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import ExitCode
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.reconcile.finetunejob.advice import Offer, smaller_offer
+from finetune_operator.reconcile.finetunejob.prediction import Offer, smaller_offer
 
 GIB = 1 << 30
 

@@ -6,8 +6,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import DataStatistics
+from finetune_trainer.contract.results import DataStatistics, Progress
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,

@@ -11,7 +11,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked
+from finetune_operator.reconcile.passes import Blocked
 from finetune_operator.reconcile.records.retention import readers_of
 from finetune_operator.reconcile.scheduling import related
 from finetune_trainer.contract.method import LoRA, Method

@@ -19,8 +19,7 @@ from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.reconcile.verdicts import condense, evaluation_status
 from finetune_trainer.contract.evaluation import CheckFinding
 from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import EvaluateResult, Score, ScoreResult, StageResult
+from finetune_trainer.contract.results import EvaluateResult, Progress, Score, ScoreResult, StageResult
 from tests.unit.operator.evaluations import (
     ASKED,
     EVALUATION,

@@ -17,8 +17,8 @@ import yaml
 
 from finetune_operator.plan import Plan
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
+from finetune_trainer.contract.results import Progress
 from tests.unit.operator.goldencases import CASES, GOLDEN, Case, base_objects, load
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster
 

@@ -11,8 +11,7 @@ from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.finetunejob.evaluation import MAX_RENEWALS
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import Score, StageResult
+from finetune_trainer.contract.results import Progress, Score, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import BASE, CHECKPOINT, JOB, JOB_UID, digest, evaluated, trained
 from tests.unit.operator.runsteps import ended, reached

@@ -10,7 +10,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.stage_status import MAX_ENDED_PODS
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.pass_outcome import Failed
+from finetune_operator.reconcile.passes import Failed
 from finetune_operator.reconcile.stages.accounting import cause_of
 from finetune_trainer.contract.results import RepeatedTraining
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason

@@ -19,15 +19,14 @@ from finetune_operator.reconcile.finetunejob import reconciler
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
-from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
+from finetune_operator.reconcile.passes import Failed, PassOutcome
 from finetune_operator.stage_table import STAGES, StageRow
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.base import lenient_validator
 from finetune_trainer.contract.configs import CollectConfig, StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import Progress, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Stage
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB, JOB_UID, WEIGHTS, evaluated

@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.api.dataset import Dataset, DatasetStatus, RefreshStatus, SourceDifference
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.pass_outcome import block
+from finetune_operator.reconcile.passes import block
 from finetune_operator.reconcile.records.source_check_schedule import next_check
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType

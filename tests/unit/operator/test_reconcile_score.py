@@ -12,9 +12,8 @@ from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.own_metrics import CustomMetricSource
-from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.results import Score, ScoreResult, StageResult
+from finetune_trainer.contract.results import Progress, Score, ScoreResult, StageResult
 from finetune_trainer.store.base import key_of, run_key
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

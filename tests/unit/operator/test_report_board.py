@@ -6,8 +6,8 @@ import itertools
 from finetune_operator.plan import Key
 from finetune_operator.report.authorization import Caller
 from finetune_operator.report.progress_cache import ProgressCache
-from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.references import Owner
+from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.contract.vocabulary import Stage
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_operator.manifests.jobs import pod_failure_policy
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.stages.backoff import count_failure, due_at
+from finetune_operator.reconcile.stages.retries import count_failure, due_at
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Stage
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, DATASET, DATASET_UID, JOB, JOB_UID, failed, trained

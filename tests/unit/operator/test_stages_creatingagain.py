@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.labels import TEMPLATE_DIGEST
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
 from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.stages.backoff import count_failure, due_at
+from finetune_operator.reconcile.stages.retries import count_failure, due_at
 from finetune_trainer.contract.vocabulary import Stage
 from tests.unit.operator.memorycluster import NOW, MemoryCluster, at
 from tests.unit.operator.nodesteps import running, training

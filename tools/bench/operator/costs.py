@@ -18,7 +18,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.executor import EventRecorder
 from finetune_operator.plan import Event, Manifest
-from finetune_operator.reconcile.pass_outcome import block
+from finetune_operator.reconcile.passes import block
 from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import EventReason, Reason
 from tools.bench.operator import alone, workload

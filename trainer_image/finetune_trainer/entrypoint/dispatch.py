@@ -30,8 +30,8 @@ from finetune_trainer.contract.serving import (
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import open_store
+from finetune_trainer.store.mounted import read_ahead
 from finetune_trainer.store.processes import cleanup
-from finetune_trainer.store.read_ahead import read_ahead
 
 ConfigWithoutResult = (
     CleanupConfig

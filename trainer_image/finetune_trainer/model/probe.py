@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
+"""The fixed prompts after which the predictions of trained weights are recorded and compared.
+
+The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
 
 Whoever loads the weights later computes the same predictions and compares them with the record. The record is
 a file that is derived from the checkpoint, so it goes with it.
@@ -10,9 +12,10 @@ from typing import Any, Final
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.contract.serving import EngineName
 from finetune_trainer.model.attention import disable_varlen
@@ -20,7 +23,36 @@ from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.model.probe_record import ProbeRecord, TopTokens
 from finetune_trainer.tokens.batching import Padding, model_inputs
+from finetune_trainer.tokens.chat_template import NONE, TemplateArguments, render
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
+
+PROMPTS: Final = (
+    "What is 17 + 25?",
+    "Is this review positive or negative? It broke after one day.",
+    'Return the city as JSON: "I live in Porto."',
+    "My order has not arrived. What should I do?",
+)
+"""Short requests of different kinds: arithmetic, a label, extraction, dialogue. Each makes a save slower."""
+
+
+def probe_prompts(
+    tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE
+) -> tuple[tuple[int, ...], ...]:
+    """The token ids of `PROMPTS`, each as serving sends it; empty if the chat template rejects them."""
+    try:
+        texts = [
+            render(
+                tokenizer,
+                ({"role": "user", "content": prompt},),
+                add_generation_prompt=True,
+                arguments=arguments,
+            )
+            for prompt in PROMPTS
+        ]
+    except (TemplateError, TypeError, ValueError):
+        return ()
+    return tuple(tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+
 
 TOP_TOKENS: Final = 5
 """Tokens that the record has for each prompt."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.report.document import Document
+from finetune_trainer.report.document import LEFT, Document, histogram
 from finetune_trainer.report.evaluation.content import evaluation_verdict, figure, gate_lines, gate_note
 from finetune_trainer.report.evaluation.facts import OUTCOMES
-from finetune_trainer.report.histogram import LEFT, histogram
 from finetune_trainer.report.training import (
     curve_chart,
     curve_note,

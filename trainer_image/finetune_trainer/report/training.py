@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_trainer.report.document import Document
-from finetune_trainer.report.histogram import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
+from finetune_trainer.report.document import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Document, Tick, compact
 from finetune_trainer.report.verdicts import ReportVerdict, count_noun, number
 
 REPORT_NAME: Final = "report.json"

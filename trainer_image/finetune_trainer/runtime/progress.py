@@ -18,8 +18,8 @@ import httpx
 
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH, REPORT_TOKEN_PATH
-from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.references import Owner, ReportTarget
+from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.runtime.logs import SCRUBBER, one_line
 

@@ -37,6 +37,7 @@ from finetune_trainer.model.probe import (
     dtype_name,
     largest_difference,
     log_probabilities,
+    probe_prompts,
 )
 from finetune_trainer.model.probe_record import Computation, ProbeRecord, read_record, write_record
 from finetune_trainer.rooted_open import copy_file
@@ -45,7 +46,6 @@ from finetune_trainer.serve.served_models import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.download_lock import download_lock
 from finetune_trainer.tokens.chat_template import load_tokenizer
-from finetune_trainer.tokens.probe_prompts import probe_prompts
 
 WEIGHTS: Final = "merged-bfloat16"
 PROBE: Final = "merged-bfloat16-probe"

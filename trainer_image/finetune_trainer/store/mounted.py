@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store on a mounted file system: a folder gets its name only when it is complete."""
+"""The store on a mounted file system: a folder gets its name only when it is complete.
+
+Read an artifact into the page cache while the process still imports its libraries.
+"""
 
 import errno
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from typing_extensions import override
 
@@ -18,8 +23,9 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
-from finetune_trainer.rooted_open import read_file, require_beneath, root_of
-from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.pod_limits import pod_memory_bytes
+from finetune_trainer.rooted_open import open_file, read_file, require_beneath, root_of
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.store import file_writing
 from finetune_trainer.store.base import (
     STAGING,
@@ -264,3 +270,37 @@ def _remove_stale(parent: Path) -> None:
             if folder.stat().st_mtime < oldest:
                 logger.info("removing %s, left by a pod that was killed", folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+BUFFER_BYTES: Final = 16 << 20
+"""Large reads, because after each one the thread waits for the interpreter, which is busy with imports."""
+MAX_MEMORY_SHARE: Final = 0.5
+"""Max size of the files relative to the pod's memory: larger files would push each other out of it."""
+
+
+def read_ahead(store: Store, ref: ArtifactRef) -> threading.Thread:
+    """Start to read the files of an artifact in the background, and return the thread.
+
+    Without effect where the store does not read artifacts in place, or where memory is too small for them.
+    Errors are left to the code that needs the files.
+    """
+    thread = threading.Thread(target=_read_files, args=(store, ref), name="read-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read_files(store: Store, ref: ArtifactRef) -> None:
+    if not store.reads_in_place:
+        return
+    try:
+        files = store.manifest(ref).files
+        if sum(entry.bytes for entry in files) > MAX_MEMORY_SHARE * pod_memory_bytes():
+            return
+        folder = store.artifact(ref)
+        buffer = bytearray(BUFFER_BYTES)
+        for entry in files:
+            with os.fdopen(open_file(folder / entry.path, folder), "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+    except (OSError, StageFailure, Preempted) as error:
+        logger.debug("reading ahead has ended: %s", error)

@@ -31,7 +31,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.progress import Interval

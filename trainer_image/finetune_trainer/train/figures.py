@@ -21,7 +21,7 @@ from typing import Final, Self
 from pydantic import BaseModel
 from torch import Tensor
 
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.train.state_folders import ROW_LOSSES
 

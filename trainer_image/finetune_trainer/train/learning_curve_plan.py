@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.progress import Reporter
 from finetune_trainer.runtime.termination import StageFailure

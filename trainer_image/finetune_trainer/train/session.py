@@ -27,9 +27,9 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import catch_out_of_memory, choose_device
+from finetune_trainer.model.probe import probe_prompts
 from finetune_trainer.stage.context import StageContext, StepWatchdog
 from finetune_trainer.store import RunFolder
-from finetune_trainer.tokens.probe_prompts import probe_prompts
 from finetune_trainer.train.callbacks import (
     Callback,
     Divergence,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, start_http_server
 
-from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@
 from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Done, Failed, finish_pass
+from finetune_operator.reconcile.passes import Done, Failed, finish_pass
 from finetune_operator.reconcile.platform.budgets import account
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved_fields import find_unimplemented

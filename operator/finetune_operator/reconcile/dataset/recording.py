@@ -17,7 +17,7 @@ from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.dataset.source_check import finish_check, prepared_in
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import PlanBuilder
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

@@ -24,8 +24,7 @@ from finetune_operator.manifests.trainer_config import StageInputs, choose_train
 from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, PlanBuilder
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.retention import versions_of
 from finetune_operator.reconcile.records.source_check_schedule import check_request, next_check

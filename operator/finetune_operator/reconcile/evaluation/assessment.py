@@ -20,7 +20,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation_stages import EVALUATE, SCORE
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, finish_pass
+from finetune_operator.reconcile.passes import Blocked, PassOutcome, finish_pass
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.content_removal import folder_name, has_finalizer
 from finetune_operator.reconcile.stages.accounting import total_losses

@@ -49,7 +49,7 @@ from finetune_operator.reconcile.evaluation_stages import (
     scored_folders,
 )
 from finetune_operator.reconcile.model_lines import is_resolved
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config

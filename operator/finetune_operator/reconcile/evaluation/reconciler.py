@@ -23,8 +23,7 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation.measurement import inputs, measure, validate
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Done, Failed, PassOutcome, Suspended
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Done, Failed, PassOutcome, PlanBuilder, Suspended
 from finetune_operator.reconcile.records.content_removal import (
     Removal,
     finalizer_update,

@@ -48,7 +48,7 @@ from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.model_lines import OF_RUN
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.stages.accounting import reopen
 from finetune_operator.reconcile.verdicts import (
     drop_other_champions,

@@ -19,8 +19,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.identity import checkpoints, records
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, Suspended, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, Done, Failed, PlanBuilder, Suspended, Working
 from finetune_operator.reconcile.records.content_removal import (
     Removal,
     has_finalizer,

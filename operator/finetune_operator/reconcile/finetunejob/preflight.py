@@ -8,7 +8,7 @@ from finetune_operator.reconcile.evaluation_stages import keep_sources
 from finetune_operator.reconcile.finetunejob.prediction import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
+from finetune_operator.reconcile.passes import Failed, PassOutcome
 from finetune_operator.reconcile.stages.stage_request import fail_without_result
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult

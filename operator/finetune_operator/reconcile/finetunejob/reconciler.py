@@ -41,7 +41,7 @@ from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import decide_end_of_run, is_rejected
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Done, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason

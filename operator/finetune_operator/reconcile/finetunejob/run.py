@@ -22,7 +22,7 @@ from finetune_operator.manifests.trainer_config import TrainerImage, choose_trai
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import (
+from finetune_operator.reconcile.passes import (
     Blocked,
     Done,
     Failed,

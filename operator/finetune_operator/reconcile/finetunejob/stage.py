@@ -27,7 +27,7 @@ from finetune_operator.manifests.peers import (
 from finetune_operator.manifests.pod_sizing import one_device_holds
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.manifests.volumes import parse_source, parse_store
-from finetune_operator.observe.stage_usage import stage_usage
+from finetune_operator.observe.device_usage import stage_usage
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation_stages import (
     EvaluationMounts,
@@ -36,7 +36,7 @@ from finetune_operator.reconcile.evaluation_stages import (
 )
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config, device_facts
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, record

@@ -11,12 +11,11 @@ from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
 from finetune_operator.observe.pod_status import image_by_digest
 from finetune_operator.plan import Create
-from finetune_operator.reconcile.finetunejob.advice import advise
-from finetune_operator.reconcile.finetunejob.prediction import record_measured
+from finetune_operator.reconcile.finetunejob.prediction import advise, record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
-from finetune_operator.reconcile.pass_outcome import Failed, PassOutcome
+from finetune_operator.reconcile.passes import Failed, PassOutcome
 from finetune_operator.reconcile.stages.jobs import pods_of
 from finetune_operator.reconcile.stages.stage_request import fail_without_result
 from finetune_operator.status.progress import add_losses

@@ -34,8 +34,7 @@ from finetune_operator.observe.endpoint_health import EndpointHealth, availabili
 from finetune_operator.observe.pod_status import Price
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
-from finetune_operator.reconcile.inferencedeployment.revision.history import with_weights
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED, with_weights
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     Traffic,
     Writes,
@@ -47,7 +46,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     traffic_of,
 )
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import PassOutcome, finish_pass
+from finetune_operator.reconcile.passes import PassOutcome, finish_pass
 from finetune_operator.status.conditions import shorten, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 

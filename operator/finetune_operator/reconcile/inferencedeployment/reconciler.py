@@ -8,8 +8,10 @@ from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
-from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import UNVERIFIED_STATES
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
+    UNVERIFIED_STATES,
+    with_entry,
+)
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
 from finetune_operator.reconcile.inferencedeployment.revision.weights import (
     fill_cache,
@@ -23,8 +25,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context imp
 from finetune_operator.reconcile.inferencedeployment.traffic import route_needs
 from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, PassOutcome, PlanBuilder, Working
 from finetune_operator.reconcile.platform.profiles import label_needs, named_profile
 from finetune_operator.reconcile.platform.queues import queue_needs, serving_queue
 from finetune_operator.reconcile.platform.storage import claims_of

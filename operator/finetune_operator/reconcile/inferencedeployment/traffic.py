@@ -42,7 +42,7 @@ from finetune_operator.observe.endpoint_health import EndpointHealth, is_stale, 
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Done, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Done, PassOutcome, Working
 from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 

@@ -22,8 +22,8 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.device_use import DeviceJob, LineOnProfile
 from finetune_operator.reconcile.inputs.related_types import Children, LookedUp, no_children
 from finetune_operator.reconcile.model_lines import CheckpointIndex
-from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
+from finetune_trainer.contract.results import Progress
 from finetune_trainer.contract.vocabulary import Stage
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
+"""Share of a ComputeProfile's budget that each namespace has used, read from the profile's manifest.
+
+Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
 
 Whether a namespace may start another stage with devices of a ComputeProfile that has a budget.
 
@@ -27,12 +29,39 @@ from finetune_operator.api.compute_profile import (
 )
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.observe.device_usage import PodUse
+from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.device_use import DeviceJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Working
+from finetune_operator.reconcile.passes import Working
 from finetune_operator.stage_table import STAGES
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.base import lenient_validator
 from finetune_trainer.contract.vocabulary import Stage
+
+
+def read_used_shares(profile: Manifest) -> dict[str, float]:
+    """By namespace, the share that is used in the current period: 1 or more if it is exhausted.
+
+    Empty without a budget. Namespaces that have used nothing are absent.
+    """
+    spec = ((profile.get("spec") or {}).get("cost") or {}).get("budget")
+    status = (profile.get("status") or {}).get("budget")
+    if spec is None or status is None:
+        return {}
+    budget: DeviceBudget = lenient_validator(DeviceBudget).validate_python(spec)
+    counted: BudgetStatus = lenient_validator(BudgetStatus).validate_python(status)
+    return {each.namespace: budget.used(each) / budget.limit for each in counted.usage}
+
+
+def find_exhausted(profile: Manifest) -> frozenset[str]:
+    """The namespaces that have used their budget."""
+    return frozenset(namespace for namespace, share in read_used_shares(profile).items() if share >= 1)
+
+
+def is_counted(profile: Manifest) -> bool:
+    """Whether the use of the profile has been counted once."""
+    return (profile.get("status") or {}).get("budget") is not None
+
 
 PERIODS: Final = {"Day": "today", "Week": "this week", "Month": "this month"}
 RESERVED_SECONDS: Final = 3600

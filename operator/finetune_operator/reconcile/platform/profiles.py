@@ -19,7 +19,7 @@ from finetune_operator.manifests.engines.vllm import argument_problems
 from finetune_operator.manifests.trainer_config import choose_trainer
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked
+from finetune_operator.reconcile.passes import Blocked
 from finetune_operator.stage_table import TRAIN_PODS
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract

@@ -16,7 +16,7 @@ from finetune_operator.observe.deployments import is_gated
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked
+from finetune_operator.reconcile.passes import Blocked
 from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 

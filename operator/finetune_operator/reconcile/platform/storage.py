@@ -7,7 +7,7 @@ from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.volumes import parse_location, parse_source, parse_store
 from finetune_operator.reconcile.inputs.related_types import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed
+from finetune_operator.reconcile.passes import Blocked, Failed
 from finetune_operator.status.reasons import Reason
 
 

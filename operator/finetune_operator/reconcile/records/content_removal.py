@@ -32,11 +32,10 @@ from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import is_resolved
-from finetune_operator.reconcile.pass_outcome import RETRY_SECONDS, Blocked, Working, finish_pass
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import RETRY_SECONDS, Blocked, PlanBuilder, Working, finish_pass
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, wait_until_ended
-from finetune_operator.reconcile.stages.retried_job import AttemptFailed, follow
+from finetune_operator.reconcile.stages.retries import AttemptFailed, follow
 from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.references import ArtifactRef

@@ -17,8 +17,7 @@ from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Working, finish_pass
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, PlanBuilder, Working, finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.content_removal import (
     REMOVAL_TIMEOUT,

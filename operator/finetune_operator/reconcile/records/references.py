@@ -14,7 +14,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.api.references import DatasetReference
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Working
+from finetune_operator.reconcile.passes import Blocked, Working
 from finetune_operator.status.conditions import find_condition, is_true
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
 

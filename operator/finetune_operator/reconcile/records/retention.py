@@ -26,7 +26,7 @@ from finetune_operator.plan import Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import address, version_owner
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import is_rejected
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import PlanBuilder
 from finetune_operator.reconcile.platform import profiles
 from finetune_operator.reconcile.platform.storage import is_same_place
 from finetune_operator.reconcile.records.content_removal import (

@@ -15,19 +15,20 @@ from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.stage_status import EndedPod, LostCause, PodEndCause, StageStatus, StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES
-from finetune_operator.observe.device_usage import devices_per_pod, read_profile
-from finetune_operator.observe.pod_status import Price, add_cost, container_state, has_ended, has_started
-from finetune_operator.observe.pod_termination import add_ended_pods
-from finetune_operator.observe.stage_usage import (
+from finetune_operator.observe.device_usage import (
     add_lost,
+    devices_per_pod,
     finish_stage,
     open_device_seconds,
+    read_profile,
     stage_usage,
     sum_lost,
 )
-from finetune_operator.reconcile.pass_outcome import Blocked, PassOutcome, Working
-from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.observe.pod_status import Price, add_cost, container_state, has_ended, has_started
+from finetune_operator.observe.pod_termination import add_ended_pods
+from finetune_operator.reconcile.passes import Blocked, PassOutcome, Working
 from finetune_operator.reconcile.stages.jobs import pods_of
+from finetune_operator.reconcile.stages.retries import Retry
 from finetune_operator.reconcile.stages.stage_request import Outcome, StageFailed, StagePass
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import Reason

@@ -27,10 +27,9 @@ from finetune_operator.observe.pod_status import condition as pod_condition
 from finetune_operator.observe.pod_status import has_ended, newest_per_index, nodes_of, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
-from finetune_operator.reconcile.stages import backoff
-from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.passes import PlanBuilder, Working
+from finetune_operator.reconcile.stages import retries
+from finetune_operator.reconcile.stages.retries import Retry
 from finetune_operator.reconcile.stages.stage_request import StageRequest
 from finetune_operator.stage_table import pod_names
 from finetune_operator.status import conditions
@@ -199,7 +198,7 @@ def release_devices(
     else:
         return None
     draft.remove(job)
-    status = backoff.count_release(request.retry, request.stage, snapshot.now)
+    status = retries.count_release(request.retry, request.stage, snapshot.now)
     message = f"the {request.stage} pods gave their devices back: {why}"
     draft.event(EventReason.DEVICES_GIVEN_BACK, message)
     halt = Working(Reason.QUEUED, message)
@@ -211,7 +210,7 @@ def wait_after_release(request: StageRequest, now: datetime) -> Working | None:
     retry = request.retry
     if retry is None or not retry.gave_back or retry.stage != request.stage:
         return None
-    due = backoff.due_at(retry, request.run)
+    due = retries.due_at(retry, request.run)
     if now >= due:
         return None
     return Working(

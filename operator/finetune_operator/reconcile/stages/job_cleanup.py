@@ -16,8 +16,7 @@ from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, PlanBuilder, Working
 from finetune_operator.reconcile.stages.accounting import count_usage
 from finetune_operator.reconcile.stages.jobs import (
     has_result,

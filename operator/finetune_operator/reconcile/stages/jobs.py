@@ -31,7 +31,7 @@ from finetune_operator.observe.pod_status import has_ended as has_pod_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Working
+from finetune_operator.reconcile.passes import Blocked, Working
 from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import StageResult

@@ -38,10 +38,8 @@ from finetune_operator.observe.pod_status import (
 )
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
-from finetune_operator.reconcile.stages import backoff
-from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS, Retry
+from finetune_operator.reconcile.passes import Blocked, Failed, PlanBuilder, Working
+from finetune_operator.reconcile.stages import retries
 from finetune_operator.reconcile.stages.gang_deadlock import (
     RECHECK_SECONDS,
     is_partly_scheduled,
@@ -62,6 +60,7 @@ from finetune_operator.reconcile.stages.jobs import (
     running_orphans,
     wait_until_ended,
 )
+from finetune_operator.reconcile.stages.retries import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.stage_request import (
     Answer,
     CannotStart,
@@ -162,9 +161,9 @@ def retry_stage(
     """
     snapshot = draft.snapshot
     failed_at = ended_at(job, "Failed" if has_ended(job, "Failed") else "Complete")
-    status = backoff.count_failure(request.retry, request.stage, failed_at)
-    due = backoff.due_at(status, request.run)
-    retry = backoff.wait_until(due, result, status, snapshot.now)
+    status = retries.count_failure(request.retry, request.stage, failed_at)
+    due = retries.due_at(status, request.run)
+    retry = retries.wait_until(due, result, status, snapshot.now)
     probe = snapshot.children[JOB].get(request.names.probe) if with_probe else None
     is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     if probe is not None and is_old:
@@ -226,11 +225,11 @@ def _probed(
             reason=str(trouble.reason),
             message=trouble.message,
         )
-    status = backoff.count_failure(retry.status, request.stage, failed_at)
-    due = backoff.due_at(status, request.run)
+    status = retries.count_failure(retry.status, request.stage, failed_at)
+    due = retries.due_at(status, request.run)
     if snapshot.now >= due:
         draft.remove(probe)
-    return backoff.wait_until(due, found, status, snapshot.now)
+    return retries.wait_until(due, found, status, snapshot.now)
 
 
 def collect(draft: PlanBuilder, request: StageRequest) -> Answer:
@@ -275,7 +274,7 @@ def _unread(
 ) -> Retry | StageFailed:
     """The collect Job completed, but its result did not arrive: retry a few times."""
     snapshot = draft.snapshot
-    status = backoff.count_failure(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
+    status = retries.count_failure(request.retry, request.stage, ended_at(job, "Complete"), reading=True)
     messages = (container_state(pod).get("terminated", {}).get("message") for pod in pods)
     text = next((message for message in messages if message), None)
     why = (
@@ -285,15 +284,15 @@ def _unread(
         else "the pods that read it were removed before the operator saw how they ended: check what deletes"
         " finished pods in this namespace"
     )
-    if status.failures >= backoff.MAX_READ_ATTEMPTS:
+    if status.failures >= retries.MAX_READ_ATTEMPTS:
         return _lost(request, f"{status.failures} attempts; {why}")
-    due = backoff.due_at(status, request.run)
+    due = retries.due_at(status, request.run)
     if snapshot.now >= due:
         draft.remove(job)
     seconds = max(1.0, (due - snapshot.now).total_seconds())
     message = (
         f"the result of {request.stage} has not arrived: {why} (attempt {status.failures} of"
-        f" {backoff.MAX_READ_ATTEMPTS}; next attempt at {due:%H:%M:%S} UTC)"
+        f" {retries.MAX_READ_ATTEMPTS}; next attempt at {due:%H:%M:%S} UTC)"
     )
     return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, seconds))
 

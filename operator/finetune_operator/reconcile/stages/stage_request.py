@@ -17,10 +17,9 @@ from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
-from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.passes import Blocked, Failed, PlanBuilder, Working
 from finetune_operator.reconcile.stages.jobs import Expected
+from finetune_operator.reconcile.stages.retries import Retry
 from finetune_operator.stage_table import STAGES, StageRow
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason

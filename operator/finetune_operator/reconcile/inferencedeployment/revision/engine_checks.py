@@ -20,7 +20,7 @@ from finetune_operator.manifests.engines.engine_inputs import ServingConfig, ser
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, argument_problems
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.manifests.trainer_config import choose_trainer, store_config
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.serving import REASONING_PARSERS

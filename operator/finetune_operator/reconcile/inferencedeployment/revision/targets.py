@@ -25,7 +25,7 @@ from finetune_operator.manifests.weights import WeightsReference, short_digest
 from finetune_operator.reconcile.inferencedeployment.revision.engine_checks import check_engine, check_serving
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import CheckpointIndex, is_approved, is_rejected, scores_of
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
 from finetune_operator.reconcile.platform.queues import check_choice, check_queues, serving_queue
 from finetune_operator.reconcile.platform.storage import check_store

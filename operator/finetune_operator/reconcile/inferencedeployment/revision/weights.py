@@ -38,8 +38,7 @@ from finetune_operator.reconcile.inferencedeployment.revision.targets import (
     Targets,
     resolve,
 )
-from finetune_operator.reconcile.pass_outcome import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, PlanBuilder, Working
 from finetune_operator.reconcile.platform.profiles import resolve_profile, resolve_store
 from finetune_operator.reconcile.platform.storage import (
     check_claim,
@@ -47,7 +46,7 @@ from finetune_operator.reconcile.platform.storage import (
     check_source,
     check_store,
 )
-from finetune_operator.reconcile.stages.retried_job import AttemptFailed, follow, result
+from finetune_operator.reconcile.stages.retries import AttemptFailed, follow, result
 from finetune_operator.stage_table import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT, CONFIG_ENV

@@ -37,7 +37,7 @@ from finetune_operator.observe.job_problems import job_trouble
 from finetune_operator.observe.pod_status import container_state, has_condition, stage_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.plan_builder import PlanBuilder
+from finetune_operator.reconcile.passes import PlanBuilder
 from finetune_operator.reconcile.stages.jobs import (
     SETTLING_TIME,
     Expected,

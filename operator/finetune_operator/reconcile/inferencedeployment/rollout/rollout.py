@@ -24,7 +24,6 @@ from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.pod_shape import find_changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Apply, Create, Delete, Plan
-from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     REJECTED_STATES,
     TRANSITIONS,
@@ -32,7 +31,9 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     Action,
     Observation,
     State,
+    find_revision,
     transition,
+    with_entry,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import (
@@ -56,7 +57,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift impor
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_actions import OUTCOMES, RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
-from finetune_operator.reconcile.pass_outcome import Working
+from finetune_operator.reconcile.passes import Working
 from finetune_operator.status.reasons import Reason
 
 

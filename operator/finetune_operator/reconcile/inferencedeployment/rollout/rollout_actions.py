@@ -17,8 +17,7 @@ from finetune_operator.manifests.endpoint import build_deployment, endpoint_url,
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Event
-from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import Action
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import Action, find_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import (
     DEFAULT_PER_NAMESPACE,
     slot_of,
@@ -33,7 +32,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift impor
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, earliest, pod_selector
-from finetune_operator.reconcile.pass_outcome import Done, Failed, PassOutcome, Suspended, Working
+from finetune_operator.reconcile.passes import Done, Failed, PassOutcome, Suspended, Working
 from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import EventReason, Reason
 

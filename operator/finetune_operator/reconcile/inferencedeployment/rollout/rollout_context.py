@@ -24,8 +24,11 @@ from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.observe.pod_termination import is_overdue, seconds_until_overdue
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
-from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, spec_hash
-from finetune_operator.reconcile.inferencedeployment.revision.revision_states import REJECTED_STATES
+from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
+    REJECTED_STATES,
+    find_revision,
+    spec_hash,
+)
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import Analysis, phase_of
 from finetune_operator.reconcile.inferencedeployment.rollout.strategies import CanarySteps, RoutedSteps

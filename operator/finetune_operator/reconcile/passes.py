@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a pass ends, and the conditions, phase and event that show it (kstatus).
+"""The decisions of one pass so far.
+
+How a pass ends, and the conditions, phase and event that show it (kstatus).
 
 How a step of a reconcile ends if the chain does not continue.
 
@@ -10,9 +12,9 @@ already.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
 from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileStatus
@@ -23,10 +25,61 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.api.inference_deployment import InferenceDeployment, InferenceDeploymentStatus
 from finetune_operator.api.meta import Condition, Resource
-from finetune_operator.plan import Event, Manifest
+from finetune_operator.manifests.pod_security import build_service_account
+from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status import conditions
-from finetune_operator.status.conditions import is_finished, is_prepared
+from finetune_operator.status.conditions import is_finished, is_prepared, shorten
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+
+
+@dataclass(slots=True)
+class PlanBuilder:
+    """Creates, deletes and events of one pass; `plan` adds the status."""
+
+    snapshot: Snapshot
+    create: list[Create] = field(default_factory=list)
+    delete: list[Delete] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def start_job(self, job: Manifest) -> None:
+        """Create a stage's Job, and before it the service account of its pods."""
+        account = job["spec"]["template"]["spec"]["serviceAccountName"]
+        if account not in self.snapshot.service_accounts:
+            manifest = build_service_account(
+                job["metadata"]["namespace"], account, self.snapshot.facts.accounts
+            )
+            self.create.append(Create(manifest, same="Any"))
+        self.create.append(Create(job))
+
+    def remove(
+        self, manifest: Manifest, propagation: Literal["Foreground", "Background"] = "Foreground"
+    ) -> None:
+        """Delete an object unless it is already being deleted."""
+        if "deletionTimestamp" not in manifest["metadata"]:
+            self.delete.append(Delete(manifest, propagation))
+
+    def event(
+        self, reason: EventReason, message: str, type_: Literal["Normal", "Warning"] = "Normal"
+    ) -> None:
+        """Add an event about the reconciled object. Events take as much text as conditions."""
+        self.events.append(Event(type_, reason, shorten(message)))
+
+    def plan(
+        self,
+        status: Manifest | None,
+        requeue_after: float | None = None,
+        metadata: Manifest | None = None,
+    ) -> Plan:
+        return Plan(
+            create=tuple(self.create),
+            delete=tuple(self.delete),
+            status=status,
+            events=tuple(self.events),
+            metadata=metadata,
+            requeue_after=requeue_after,
+        )
+
 
 RETRY_SECONDS: float = 300
 """Seconds until the operator retries the removal of a folder."""
