@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of pods: which pods hold or wait for how many, and when.
+"""Use of devices: which pods hold or wait for how many, when, and the device time of a stage.
 
 Devices of pods, and whether the pods hold them or wait for them.
 
 When a pod uses how many devices of which ComputeProfile.
-
-Device time of a stage over all its pods: requested, held, used and lost.
 
 How long the pods of a Job waited for a node, started, and waited for each other.
 

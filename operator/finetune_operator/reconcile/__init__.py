@@ -2,6 +2,6 @@
 """The pure core: `(resource, snapshot) -> Plan`, one package per kind.
 
 Each kind has its logic in `reconciler.py`; `registry.py` lists them. Kinds do not import each other. Shared
-rules are in `records`, `stages`, `platform`, `model_lines`, `verdicts` and `inputs`; `plan_builder` and
-`pass_outcome` end a pass.
+rules are in `records`, `stages`, `platform`, `model_lines`, `verdicts` and `inputs`; `passes` has
+what a pass decides and how it ends.
 """

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decisions of one pass so far.
-
-How a pass ends, and the conditions, phase and event that show it (kstatus).
+"""A pass: what it has decided so far, how it ends, and the conditions that show its end (kstatus).
 
 How a step of a reconcile ends if the chain does not continue.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of a stage, reported while it runs. The chain completes without these reports.
+"""What stages report: progress while they run, and results.
 
-Results of the stages; the learning curve is a part of that of train.
+Progress is reported while a stage runs. The chain completes without these reports.
 
 The learning curve of a run: what trainings on shares of its rows say about more rows.
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed prompts after which the predictions of trained weights are recorded and compared.
-
-The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
+"""The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
 
 Whoever loads the weights later computes the same predictions and compares them with the record. The record is
 a file that is derived from the checkpoint, so it goes with it.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of a histogram. The page draws it as SVG.
+"""The report as JSON, and the geometry of its histograms, which the page draws as SVG.
 
-The report as JSON. docs/report.md and docs/report.schema.json describe its versioned schema.
+docs/report.md and docs/report.schema.json describe its versioned schema.
 """
 
 import json

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store on a mounted file system: a folder gets its name only when it is complete.
 
-Read an artifact into the page cache while the process still imports its libraries.
+`read_ahead` reads an artifact into the page cache while the process still imports its libraries.
 """
 
 import errno

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare a Dataset: the first check of its sources with a spec, and checks that a user requests after a
+"""Dataset: the first preparation of a generation, refreshes of one that is Ready, the choice between them.
+
+Prepare a Dataset: the first check of its sources with a spec, and checks that a user requests after a
 failure.
 
 Re-check the sources of a Dataset that is Ready, and that stays Ready whatever the check finds.
 
-Dataset: the first preparation of a generation, refreshes of one that is Ready, the choice between them.
-
-Dataset: prepare each generation once, re-check the source when that is due, and record new rows as a
+Prepare each generation once, re-check the source when that is due, and record new rows as a
 DatasetVersion.
 
 Each check of the source is a prepare Job; `status.refresh.checks` counts the finished checks. The first one

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prediction of a run: recorded after preflight, and compared with what training took.
+"""The prediction of a run: recorded after preflight, compared with what training took, and advice from both.
 
 Advice for later runs: a cheaper ComputeProfile that is large enough.
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Share of a ComputeProfile's budget that each namespace has used, read from the profile's manifest.
-
-Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
+"""Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
 
 Whether a namespace may start another stage with devices of a ComputeProfile that has a budget.
 

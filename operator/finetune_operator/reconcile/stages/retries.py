@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the operator retries a stage that failed because of its source, store or credentials.
+"""Retries: how long a stage waits for one, and Jobs that are repeated until they have a result.
+
+When the operator retries a stage that failed because of its source, store or credentials.
 
 The wait grows with each failure in a row.
 

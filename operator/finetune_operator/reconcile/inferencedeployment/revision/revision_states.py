@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout as a state machine.
+"""The states of revisions: the rollout as a state machine, and the list of revisions in a status.
 
 A pass takes the state of the wanted revision, reduces what it reads to one `Observation`, and looks up the
 transition. Revisions that are no longer wanted use the same table. A test compares it with the table in
