@@ -259,7 +259,9 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals) 
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
         "with RowWorkers([Recipe()], 2):\n"
         "    print('started', flush=True)\n"
-        "    time.sleep(600)\n"
+        # A signal that the kernel gives to another thread does not end a sleep of this one.
+        "    for _ in range(6000):\n"
+        "        time.sleep(0.1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -121,7 +121,7 @@ def test_a_folder_of_too_many_files_is_refused(
         found = failure(tmp_path, f"{scheme}://rows/2030", server.secret(tmp_path / "secret", **keys))
 
     assert found.reason is FailureReason.SOURCE_TOO_LARGE
-    assert "it has 3 files; the limits are 10000 files" in found.message
+    assert "it has 3 files; the limits are 2 files" in found.message
 
 
 def test_every_client_of_a_bucket_has_the_limits_on_connecting_and_on_silence() -> None:
