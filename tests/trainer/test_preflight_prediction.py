@@ -259,7 +259,7 @@ def test_a_model_that_cannot_be_predicted_trains_without_a_prediction_and_with_a
     def unsupported(*_: Any, **__: Any) -> MemoryPlan:
         raise NotImplementedError
 
-    monkeypatch.setattr(prediction, "fit", unsupported)
+    monkeypatch.setattr(prediction, "plan_memory", unsupported)
 
     result = bench.preflight(device=H100)
 

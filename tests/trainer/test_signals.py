@@ -211,7 +211,7 @@ def test_a_signal_ends_a_process_that_still_imports(
     ("stage", "hanging", "code"),
     [
         ("train", "train.session.trainable_model", 20),
-        ("evaluate", "evaluate.subjects.models.load_placed", 20),
+        ("evaluate", "evaluate.runner.load_placed", 20),
         ("preflight", "preflight.stage.load_tokenizer", 20),
         ("serve", "serve.loading.load", 0),
         ("fetch", "serve.fetch.copy_artifact", 143),
