@@ -13,18 +13,15 @@ import difflib
 import re
 import subprocess
 import sys
-from pathlib import Path, PurePath
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
-FOLDERS: Final = {
-    "operator/finetune_operator": "operator",
-    "trainer_image/finetune_trainer": "trainer_image",
-    "tools": ".",
-    "hack": ".",
-}
-"""Folder of a package, and the folder that its modules are imported from."""
-PACKAGES: Final = ("finetune_operator", "finetune_trainer", "tools", "hack")
-MODULE_IN_TEXT: Final = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:[./]\w+)+")
+PACKAGES: Final = tuple(
+    map(Path, ("operator/finetune_operator", "trainer_image/finetune_trainer", "tools", "hack"))
+)
+NAMES: Final = tuple(package.name for package in PACKAGES)
+MODULE_IN_TEXT: Final = re.compile(rf"\b(?:{'|'.join(NAMES)})(?:[./]\w+)+")
 
 
 class _WithoutModules(ast.NodeTransformer):
@@ -34,7 +31,7 @@ class _WithoutModules(ast.NodeTransformer):
         self.modules: set[str] = set()
         self.names: dict[str, str] = {}
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(PACKAGES):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(NAMES):
                 for alias in node.names:
                     local = alias.asname or alias.name
                     if f"{node.module}.{alias.name}" in modules:
@@ -91,40 +88,35 @@ def statements(sources: dict[str, str]) -> set[str]:
     return {text for text in found if not text.startswith(not_compared)}
 
 
-def sources_of(commit: str | None) -> dict[str, str]:
-    """Source of each module of a commit, or of the working tree."""
-    if commit is None:
-        names = _git("ls-files", "--cached", "--others", "--exclude-standard", "*.py").splitlines()
-    else:
-        names = _git("ls-tree", "-r", "--name-only", commit).splitlines()
-    found = {}
-    for name in names:
-        base = next((base for folder, base in FOLDERS.items() if name.startswith(f"{folder}/")), None)
-        if base is None or not name.endswith(".py"):
-            continue
-        try:
-            text = Path(name).read_text() if commit is None else _git("show", f"{commit}:{name}")
-        except FileNotFoundError:
-            continue  # removed and not yet committed
-        module = PurePath(name).relative_to(base).with_suffix("")
-        found[".".join(module.parts).removesuffix(".__init__")] = text
-    return found
+def sources_in(root: Path) -> dict[str, str]:
+    """Source of each module in a checkout, by the module's name."""
+    sources = {}
+    for package in PACKAGES:
+        for file in (root / package).rglob("*.py"):
+            module = file.relative_to(root / package.parent).with_suffix("")
+            sources[".".join(module.parts).removesuffix(".__init__")] = file.read_text()
+    return sources
+
+
+def sources_of(commit: str) -> dict[str, str]:
+    """Source of each module of a commit, by the module's name."""
+    archive = subprocess.run(["git", "archive", commit, *map(str, PACKAGES)], capture_output=True, check=True)
+    with TemporaryDirectory() as root:
+        subprocess.run(["tar", "--extract", f"--directory={root}"], input=archive.stdout, check=True)
+        return sources_in(Path(root))
 
 
 def main() -> int:
     """Print what differs; 1 if something does."""
-    before = statements(sources_of(sys.argv[1]))
-    after = statements(sources_of(sys.argv[2] if len(sys.argv) > 2 else None))
-    gone, new = sorted(before - after), sorted(after - before)
-    old_lines, new_lines = ("\n".join(side).splitlines() for side in (gone, new))
+    before, *after = sys.argv[1:]
+    old = statements(sources_of(before))
+    new = statements(sources_of(after[0]) if after else sources_in(Path()))
+    gone, added = sorted(old - new), sorted(new - old)
+    old_lines, new_lines = ("\n".join(side).splitlines() for side in (gone, added))
     for line in difflib.unified_diff(old_lines, new_lines, "before", "after", lineterm="", n=1):
         print(line)
-    print(f"{len(after)} statements, {len(gone)} only before, {len(new)} only after", file=sys.stderr)
-    return 1 if gone or new else 0
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    print(f"{len(new)} statements, {len(gone)} only before, {len(added)} only after", file=sys.stderr)
+    return 1 if gone or added else 0
 
 
 if __name__ == "__main__":
