@@ -19,6 +19,7 @@ from finetune_operator.api.meta import (
     Message,
     Model,
     Name,
+    Phase,
     Resource,
     SecretReference,
     Status,
@@ -426,13 +427,7 @@ class RefreshStatus(Model):
 class DatasetStatus(Status):
     """Observed state of a Dataset."""
 
-    phase: Annotated[
-        str,
-        Field(
-            max_length=32,
-            description="Summary of the conditions for users. Programs must read the conditions instead.",
-        ),
-    ] = ""
+    phase: Phase = ""
     latest_version: Annotated[str | None, Field(description="Newest DatasetVersion.")] = None
     store: Annotated[str | None, Field(description="Store of the latest version.")] = None
     format: Annotated[str | None, Field(description="Formats of the sources, detected or from the spec.")] = (

@@ -22,6 +22,7 @@ from finetune_operator.api.meta import (
     Message,
     Model,
     Name,
+    Phase,
     Resource,
     Status,
     immutable_rules,
@@ -161,13 +162,7 @@ class EvaluationDisplay(Model):
 class EvaluationResourceStatus(Status):
     """Observed state of an Evaluation."""
 
-    phase: Annotated[
-        str,
-        Field(
-            max_length=32,
-            description="Summary of the conditions for users. Programs must read the conditions instead.",
-        ),
-    ] = ""
+    phase: Phase = ""
     resolved: EvaluationResolved = EvaluationResolved()
     progress: ProgressStatus | None = None
     live: Annotated[

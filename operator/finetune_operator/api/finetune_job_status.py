@@ -18,7 +18,7 @@ from pydantic import Field
 
 from finetune_operator.api.evaluation import EvaluationStatus, LiveComparison
 from finetune_operator.api.evaluation_metrics import CustomMetricSources, EvaluationTaskSources
-from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
+from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Phase, Status
 from finetune_operator.api.stage_status import Cost, RetryStatus, StageStatus, StageUsage
 from finetune_operator.api.training import (
     ChatTemplateKwargs,
@@ -402,13 +402,7 @@ class CheckpointSummary(Model):
 class FineTuneJobStatus(Status):
     """Observed state of a run."""
 
-    phase: Annotated[
-        str,
-        Field(
-            max_length=32,
-            description="Summary of the conditions for users. Programs must read the conditions instead.",
-        ),
-    ] = ""
+    phase: Phase = ""
     resolved: Resolved = Resolved()
     dropped_rows: DroppedRows | None = None
     leaked_rows: Annotated[

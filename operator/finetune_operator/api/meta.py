@@ -245,6 +245,15 @@ Conditions = Annotated[
 ]
 
 
+Phase = Annotated[
+    str,
+    Field(
+        max_length=32,
+        description="Summary of the conditions for users. Programs must read the conditions instead.",
+    ),
+]
+
+
 class Status(Model):
     """Base class of all statuses."""
 
