@@ -78,7 +78,24 @@ REPORT_BURST: Final = 20.0
 MAX_REMEMBERED_PODS: Final = 10_000
 
 
-class ReportServer:
+class PortListener:
+    """A server that listens on one port, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, app: web.Application, port: int, context: ssl.SSLContext | None = None) -> None:
+        """Serve `app`; without `context` as plain HTTP."""
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+
+class ReportServer(PortListener):
     """Accepts reports while this process is active, and responds with 503 otherwise.
 
     Args:
@@ -95,24 +112,18 @@ class ReportServer:
         active: Callable[[], bool],
         answered: Callable[[int], None],
     ) -> None:
+        super().__init__()
         self._authorizer = authorizer
         self._board = board
         self._active = active
         self._answered = answered
         self._buckets = KeyedTokenBuckets(REPORTS_PER_SECOND, REPORT_BURST, MAX_REMEMBERED_PODS)
-        self._runner: web.AppRunner | None = None
 
     async def start(self, port: int, context: ssl.SSLContext) -> None:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post(REPORT_PATH, self._report)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
+        await self.listen(app, port, context)
         logger.info("the report endpoint listens on port %d", port)
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     async def _report(self, request: web.Request) -> web.Response:
         answer = await self._answer(request)

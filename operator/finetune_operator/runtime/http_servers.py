@@ -29,6 +29,7 @@ from finetune_operator.engine.resources import SUBJECT_ACCESS_REVIEW, TOKEN_REVI
 from finetune_operator.engine.watches import Watches
 from finetune_operator.report import certificate
 from finetune_operator.report.authorization import ReviewedTokens, TooManyReviews
+from finetune_operator.report.server import PortListener
 
 METRICS_PATH: Final = "/metrics"
 REMEMBERED_SECONDS: Final = 60.0
@@ -97,7 +98,7 @@ logger = logging.getLogger(__name__)
 TLS_FILES: Final = ("tls.crt", "tls.key")
 
 
-class MetricsServer:
+class MetricsServer(PortListener):
     """Serves the metrics over TLS, and asks the API server who the caller is and whether it may read them.
 
     Args:
@@ -106,20 +107,14 @@ class MetricsServer:
     """
 
     def __init__(self, access: MetricsAccess, registry: CollectorRegistry) -> None:
+        super().__init__()
         self._access = access
         self._registry = registry
-        self._runner: web.AppRunner | None = None
 
     async def start(self, port: int, context: ssl.SSLContext) -> None:
         app = web.Application()
         app.router.add_get(METRICS_PATH, self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self.listen(app, port, context)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -195,7 +190,7 @@ MAX_WATCH_SILENCE_SECONDS: Final = 1500.0
 """Max age of the last sign of life of a watch. Bookmarks come every minute, and lists every ten minutes."""
 
 
-class ProbeServer:
+class ProbeServer(PortListener):
     """The plain HTTP server of the process.
 
     Args:
@@ -210,10 +205,10 @@ class ProbeServer:
         registry: CollectorRegistry,
         outdated: Callable[[], tuple[str, ...] | None] = lambda: (),
     ) -> None:
+        super().__init__()
         self._outdated = outdated
         self._watches = watches
         self._registry = registry
-        self._runner: web.AppRunner | None = None
 
     async def start(self, port: int, *, metrics: bool) -> None:
         """Listen; `metrics`: whether everybody may read the metrics here."""
@@ -221,14 +216,8 @@ class ProbeServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         if metrics:
-            app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, port=port).start()
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+            app.router.add_get(METRICS_PATH, self._metrics)
+        await self.listen(app, port)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """Healthy unless a watch is frozen, which only its silence reveals.
