@@ -34,6 +34,7 @@ from finetune_operator.observe.pod_status import (
     condition,
     container_span,
     container_statuses,
+    creation_time,
     has_condition,
     has_ended,
     index_of,
@@ -283,7 +284,7 @@ def pod_seconds(job: Manifest, pods: Iterable[Manifest], window: Window, now: da
     again, from the time that was counted last. A pod that replaces another one is requested when it is
     created.
     """
-    times = list(_times(job, sorted(pods, key=_created), now))
+    times = list(_times(job, sorted(pods, key=creation_time), now))
     nodes = nodes_of(job)
     return PodSeconds(
         queued=sum(window.seconds(pod.requested, pod.scheduled or pod.ended) for pod in times),
@@ -301,12 +302,12 @@ def pod_seconds(job: Manifest, pods: Iterable[Manifest], window: Window, now: da
 
 
 def _times(job: Manifest, pods: list[Manifest], now: datetime) -> Iterator[_PodTimes]:
-    begun = parse_time(job["metadata"]["creationTimestamp"])
+    begun = creation_time(job)
     is_admitted = has_condition(job, "Suspended", "False")
     admitted = parse_time((condition(job, "Suspended") or {})["lastTransitionTime"]) if is_admitted else begun
     indexes: set[int] = set()
     for pod in pods:
-        index, created = index_of(pod) or 0, _created(pod)
+        index, created = index_of(pod) or 0, creation_time(pod)
         is_first = created >= admitted and index not in indexes
         if created >= admitted:
             indexes.add(index)
@@ -344,10 +345,6 @@ def _joined_at(pod: _PodTimes, started: datetime, times: list[_PodTimes], nodes:
     return min(joined, pod.ended)
 
 
-def _created(pod: Manifest) -> datetime:
-    return parse_time(pod["metadata"]["creationTimestamp"])
-
-
 def _scheduled_at(pod: Manifest) -> datetime | None:
     at = (condition(pod, "PodScheduled") or {}).get("lastTransitionTime")
     return parse_time(at) if at and has_condition(pod, "PodScheduled", "True") else None
@@ -358,7 +355,7 @@ def _ended_at(pod: Manifest, now: datetime) -> datetime:
     if not has_ended(pod):
         return now
     changes = (each.get("lastTransitionTime") for each in pod["status"].get("conditions") or ())
-    return max((parse_time(at) for at in changes if at), default=_created(pod))
+    return max((parse_time(at) for at in changes if at), default=creation_time(pod))
 
 
 T = TypeVar("T", bound=StageTimes)
@@ -381,7 +378,7 @@ def stage_usage(
     after, until = usage.until if usage is not None else None, max(end for _, end in spans)
     window = Window(after, until if after is None else max(after, until))
     old = usage or StageUsage(name=stage, until=window.until)
-    created = parse_time(job["metadata"]["creationTimestamp"])
+    created = creation_time(job)
     times = pod_seconds(job, pods, window, now)
     waiting = (times.starting + times.waiting_for_peers) * devices
     return old.model_copy(

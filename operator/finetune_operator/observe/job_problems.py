@@ -19,6 +19,7 @@ from finetune_operator.observe.pod_startup import describe_creation
 from finetune_operator.observe.pod_status import (
     Trouble,
     container_state,
+    creation_time,
     describe_pod,
     has_ended,
     newest_per_index,
@@ -89,7 +90,7 @@ def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | Non
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
     started = find_start(job)
     if started is None:
-        return _unstarted(job, stage, now - parse_time(job["metadata"]["creationTimestamp"]))
+        return _unstarted(job, stage, now - creation_time(job))
     age = now - started
     if refused is not None and _is_recent(refused, pods, now):
         return _refusal(job, stage, refused.get("message") or "")
@@ -137,7 +138,7 @@ def _is_recent(event: Manifest, pods: Iterable[Manifest], now: datetime) -> bool
     if text is None:
         return True
     at = parse_time(text)
-    created = (parse_time(pod["metadata"]["creationTimestamp"]) for pod in pods)
+    created = (creation_time(pod) for pod in pods)
     return now - at < MAX_EVENT_AGE and all(each <= at for each in created)
 
 

@@ -128,6 +128,11 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+def creation_time(obj: Manifest) -> datetime:
+    """Time at which the API server created an object."""
+    return parse_time(obj["metadata"]["creationTimestamp"])
+
+
 def container_state(pod: Manifest) -> dict[str, Any]:
     """State of the trainer's container, not of containers that a platform injects.
 
@@ -154,7 +159,7 @@ def container_span(state: Mapping[str, Any], pod: Manifest) -> tuple[datetime, d
     part = state.get("running") or state.get("terminated") or {}
     if not part.get("startedAt"):
         return None
-    started, created = parse_time(part["startedAt"]), parse_time(pod["metadata"]["creationTimestamp"])
+    started, created = parse_time(part["startedAt"]), creation_time(pod)
     start = max(started, created)
     if not part.get("finishedAt"):
         return start, start if has_ended(pod) else None

@@ -26,6 +26,7 @@ from finetune_operator.observe.pod_status import (
     Trouble,
     condition,
     container_state,
+    creation_time,
     describe_pod,
     has_condition,
     has_ended,
@@ -144,7 +145,7 @@ def deciding_pod(pods: Iterable[Manifest]) -> Manifest | None:
     failed = [pod for pod in ended if index_of(pod) is not None and _has_failed(pod)]
     if not failed:
         return ended[0] if ended else None
-    begun = min(_find_creation_time(failed[0]), _find_end_time(failed[0]))
+    begun = min(creation_time(failed[0]), _find_end_time(failed[0]))
     return min((pod for pod in failed if _find_end_time(pod) >= begun), key=_find_end_time)
 
 
@@ -154,13 +155,9 @@ def _has_failed(pod: Manifest) -> bool:
     return code not in {ExitCode.OK, *IGNORED_EXIT_CODES} and disruption(pod) is None
 
 
-def _find_creation_time(pod: Manifest) -> datetime:
-    return parse_time(pod["metadata"]["creationTimestamp"])
-
-
 def _find_end_time(pod: Manifest) -> datetime:
     at = container_state(pod).get("terminated", {}).get("finishedAt")
-    return parse_time(at) if at else _find_creation_time(pod)
+    return parse_time(at) if at else creation_time(pod)
 
 
 def find_failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:

@@ -83,9 +83,14 @@ RETRY_SECONDS: float = 300
 """Seconds until the operator retries the removal of a folder."""
 
 
+def earliest(*seconds: float | None) -> float | None:
+    """The shortest of several waits for the next pass; None is a wait without end."""
+    return min((each for each in seconds if each is not None), default=None)
+
+
 @dataclass(frozen=True, slots=True)
-class Working:
-    """In progress or queued; no one needs to act."""
+class _Outcome:
+    """How a step ended the pass, and the seconds until the next one if nothing changes before."""
 
     reason: str
     message: str
@@ -93,34 +98,27 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocked:
+class Working(_Outcome):
+    """In progress or queued; no one needs to act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked(_Outcome):
     """Waits until a user or an administrator acts, and continues then.
 
     It needs no timer: it waits for an object of one of our kinds, a child, or a claim (`runtime/lookups.py`),
     and a change of any of them starts a pass.
     """
 
-    reason: str
-    message: str
-    requeue_after: float | None = None
-
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(_Outcome):
     """Ended with a failure."""
 
-    reason: str
-    message: str
-    requeue_after: float | None = None
-
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Done(_Outcome):
     """Ended with success."""
-
-    reason: str
-    message: str
-    requeue_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +206,7 @@ def finish_pass(
     return PassResult(
         cast("S", status.model_copy(update=update)),
         () if event is None else (event,),
-        halt.requeue_after if isinstance(halt, Working | Blocked | Failed | Done) else None,
+        halt.requeue_after if isinstance(halt, _Outcome) else None,
     )
 
 

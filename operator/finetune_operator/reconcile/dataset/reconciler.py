@@ -44,6 +44,7 @@ from finetune_operator.reconcile.passes import (
     PassOutcome,
     PlanBuilder,
     Working,
+    earliest,
     finish_pass,
 )
 from finetune_operator.reconcile.platform import profiles, queues, storage
@@ -51,7 +52,6 @@ from finetune_operator.reconcile.records.content_removal import finalizer_update
 from finetune_operator.reconcile.records.retention import delete_records_and_release, versions_of
 from finetune_operator.reconcile.records.source_check_schedule import (
     check_request,
-    earliest,
     is_check_requested,
     until_check,
     until_slot,

@@ -38,7 +38,6 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     Traffic,
     Writes,
-    earliest,
     main_revision,
     pod_selector,
     recheck_seconds,
@@ -46,7 +45,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     traffic_of,
 )
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.passes import PassOutcome, finish_pass
+from finetune_operator.reconcile.passes import PassOutcome, earliest, finish_pass
 from finetune_operator.status.conditions import shorten, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 

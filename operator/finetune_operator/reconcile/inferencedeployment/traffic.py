@@ -378,8 +378,3 @@ def recheck_seconds(conditions: tuple[Condition, ...], now: datetime) -> float |
     waited = (now - routing.last_transition_time).total_seconds()
     is_accepted = routing.status == "True"
     return RECHECK_SECONDS if is_accepted else min(max(waited / 4, FIRST_RECHECK_SECONDS), RECHECK_SECONDS)
-
-
-def earliest(*seconds: float | None) -> float | None:
-    """The smallest time; None if there is none."""
-    return min((each for each in seconds if each is not None), default=None)

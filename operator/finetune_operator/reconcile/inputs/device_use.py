@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from finetune_operator.engine.resources import controller
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.device_usage import PodUse, job_devices, read_profile, read_use
-from finetune_operator.observe.pod_status import has_ended, parse_time
+from finetune_operator.observe.pod_status import creation_time, has_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType
 
@@ -152,10 +152,9 @@ class JobDevices:
 
 
 def _device_job(job: Manifest, devices: int) -> DeviceJob:
-    metadata = job["metadata"]
     owner = controller(job)
     return DeviceJob(
-        created_at=parse_time(metadata["creationTimestamp"]),
+        created_at=creation_time(job),
         owner_uid=owner.get("uid", ""),
         devices=devices,
         runs=bool(job.get("status", {}).get("ready")),

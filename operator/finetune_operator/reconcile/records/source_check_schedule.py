@@ -76,11 +76,6 @@ def next_check(dataset: Dataset, number: int, now: datetime) -> datetime | None:
     return now + timedelta(seconds=round(dataset.spec.refresh.interval_seconds * factor))
 
 
-def earliest(*seconds: float | None) -> float | None:
-    """The shortest of several waits; None is a wait without end."""
-    return min((each for each in seconds if each is not None), default=None)
-
-
 def _fraction(dataset: Dataset, what: str) -> float:
     """A number from 0 to 1 that is always equal for the same Dataset and purpose."""
     return int(short_hash(dataset.uid, what, length=8), 16) / 0xFFFFFFFF

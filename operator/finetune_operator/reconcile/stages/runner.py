@@ -30,11 +30,11 @@ from finetune_operator.observe.job_problems import job_trouble, recheck_after_se
 from finetune_operator.observe.pod_status import (
     Trouble,
     container_state,
+    creation_time,
     describe_pod,
     has_started,
     newest_per_index,
     nodes_of,
-    parse_time,
 )
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -165,7 +165,7 @@ def retry_stage(
     due = retries.due_at(status, request.run)
     retry = retries.wait_until(due, result, status, snapshot.now)
     probe = snapshot.children[JOB].get(request.names.probe) if with_probe else None
-    is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
+    is_old = probe is not None and creation_time(probe) < failed_at
     if probe is not None and is_old:
         draft.remove(probe)
     elif probe is not None and is_foreign(probe):

@@ -31,8 +31,8 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replica_shift impor
     rolling_limits,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL, earliest, pod_selector
-from finetune_operator.reconcile.passes import Done, Failed, PassOutcome, Suspended, Working
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
+from finetune_operator.reconcile.passes import Done, Failed, PassOutcome, Suspended, Working, earliest
 from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import EventReason, Reason
 
