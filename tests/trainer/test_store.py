@@ -15,8 +15,7 @@ from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, digest_of
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.store import Store, open_store
-from finetune_trainer.store import mounted as readahead
+from finetune_trainer.store import Store, mounted, open_store
 from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS
 from finetune_trainer.store.mounted import read_ahead
 
@@ -285,7 +284,7 @@ def test_files_that_are_larger_than_half_of_the_memory_are_not_read_ahead(
     forget(file)
     if any(cached_pages(file)):
         pytest.skip("the file system of the temporary folder keeps all pages in memory")
-    monkeypatch.setattr(readahead, "pod_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(mounted, "pod_memory_bytes", lambda: 1 << 20)
 
     read_ahead(store, ref).join()
 

@@ -24,8 +24,8 @@ from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.status.reserved_fields import find_unimplemented
-from finetune_trainer.contract import method as methods
 from finetune_trainer.contract.dataset import Columns, Split
+from finetune_trainer.contract.method import METHODS as ALL_METHODS
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PrepareResult
@@ -370,7 +370,7 @@ def test_every_method_and_every_variant_of_lora_has_an_example() -> None:
     jobs = method_examples().values()
     adapters = [job.spec.method.lora for job in jobs if job.spec.method.lora is not None]
 
-    assert {(job.spec.method.objective, job.spec.method.type) for job in jobs} == set(methods.METHODS)
+    assert {(job.spec.method.objective, job.spec.method.type) for job in jobs} == set(ALL_METHODS)
     assert [adapter.dora for adapter in adapters].count(True) == 1
     assert [adapter.rslora for adapter in adapters].count(True) == 1
 
