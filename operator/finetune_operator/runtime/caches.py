@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from finetune_operator.api.crd import KINDS
-from finetune_operator.api.meta import API_VERSION, GROUP
+from finetune_operator.api.meta import API_VERSION, GROUP, Resource
 from finetune_operator.engine.cache_memory import (
     MEBIBYTE,
     NEVER_COMPRESSED,
@@ -15,8 +15,9 @@ from finetune_operator.engine.cache_memory import (
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.indexes import INDEXERS, address, has_ended, namespace_of
+from finetune_operator.reconcile.inputs.indexes import address, has_ended, namespace_of
 from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, RelatedType, children_of
+from finetune_operator.reconcile.registry import KIND_ROWS
 
 KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
@@ -29,12 +30,6 @@ READ_PREFIXES: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/
 BY_OWNER: Final = "owner"
 """Index of children, by the `address` of the uids in `Child.owners`. An owner is in the namespace of its
 children: whoever may create objects in another namespace may give them any owner."""
-
-
-def key_of(manifest: Manifest) -> Key:
-    """The key of an object of one of the operator's kinds."""
-    metadata = manifest["metadata"]
-    return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 class Caches:
@@ -53,13 +48,13 @@ class Caches:
         self.bound = NamespaceBound(max_namespace_mebibytes * MEBIBYTE)
         self.kinds = {
             name: ObjectStore(
-                INDEXERS.get(name),
+                row.indexers,
                 drop_unread_marks(TRANSFORMS.get(name, _whole)),
                 COMPRESSED_WHEN.get(name, NEVER_COMPRESSED),
                 keep_managers=name in RECORDS,
                 bound=self.bound,
             )
-            for name in KIND_TYPES
+            for name, row in KIND_ROWS.items()
         }
         self.child_types = children_of(secondaries)
         self.children = {
@@ -70,6 +65,10 @@ class Caches:
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
+
+    def of(self, model: type[Resource]) -> ObjectStore:
+        """The objects of one of the operator's kinds."""
+        return self.kinds[model.__name__]
 
     def owned(self, type_: ResourceType, namespace: str, uid: str) -> Iterable[Manifest]:
         """Objects of this type of the namespace that an owner with this uid has, by `Child.owners`."""

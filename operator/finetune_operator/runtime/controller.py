@@ -23,7 +23,7 @@ from finetune_operator.plan import Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.reconcile.passes import block
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import UPGRADE_ADVICE
@@ -131,7 +131,7 @@ class Controller:
             result = block(resource, Reason.UNKNOWN_VALUES, _describe_unknown(unknown), snapshot.now)
             plan = Plan(status=result.manifest, events=result.events)
         else:
-            plan = RECONCILERS[key.kind].reconcile(resource, snapshot)
+            plan = KIND_ROWS[key.kind].reconcile(resource, snapshot)
         if plan.status is None:
             return plan
         return replace(plan, status=self._with_unknown(primary, resource, plan.status))
@@ -193,7 +193,7 @@ class Controller:
             if snapshot.is_namespace_terminating:
                 # Nothing can be created in it, and the operator's rights in it may be gone already.
                 return snapshot
-        needed = await self._lookups.get_all(namespace, RECONCILERS[resource.kind].needs(resource, snapshot))
+        needed = await self._lookups.get_all(namespace, KIND_ROWS[resource.kind].needs(resource, snapshot))
         self._lookups.note(Key(resource.kind, namespace, resource.name), needed)
         return replace(snapshot, looked_up={**looked_up, **needed})
 

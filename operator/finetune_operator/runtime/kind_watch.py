@@ -29,7 +29,8 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import version
 from finetune_operator.engine.watches import RELIST_SECONDS, Sweeper, Watches, watch_name
 from finetune_operator.plan import Manifest
-from finetune_operator.runtime.caches import KIND_TYPES, Caches, key_of
+from finetune_operator.reconcile.inputs.indexes import namespace_of
+from finetune_operator.runtime.caches import KIND_TYPES, Caches
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class KindFeed:
                 sweeper.request()
 
     def _watch_of(self, obj: Manifest) -> str:
-        namespace = key_of(obj).namespace if self._namespaces else ""
+        namespace = namespace_of(obj) if self._namespaces else ""
         return watch_name(KIND_TYPES[obj["kind"]].plural, namespace)
 
 

@@ -9,7 +9,7 @@ Read the caches: snapshots for passes, at the cost of reading the children of on
 """
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,6 @@ from pydantic import ValidationError
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.api.crd import KINDS
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
@@ -38,21 +37,21 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_LINE,
     BY_STATE,
     DEFAULT_PROFILE,
-    OVER_BUDGET,
     PARTLY_SCHEDULED,
     QUEUED,
     ROLLING,
+    Line,
     PlaceInLine,
     SortedGroups,
     address,
     age_of,
+    namespace_of,
     place_in_history,
-    place_in_line,
 )
 from finetune_operator.reconcile.inputs.related_types import Children
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.model_lines import CheckpointIndex
-from finetune_operator.reconcile.scheduling import budget_lock, line_lock, rollout_lock
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.base import lenient_validator
 
@@ -133,12 +132,6 @@ class Models(Generic[R]):
             )
             return None
 
-    def all(self) -> Iterator[R]:
-        for obj in self._store:
-            model = self.parse(obj)
-            if model is not None:
-                yield model
-
     def indexed(self, index: str, value: str) -> Iterable[R]:
         """Objects by an index of the store. Evaluated lazily, and can be iterated repeatedly."""
         return _Indexed(self, self._store, index, value)
@@ -202,19 +195,23 @@ class SnapshotReader:
 
     def __init__(self, caches: Caches, pods_age: Callable[[str], float] = lambda _: 0.0) -> None:
         self._caches = caches
-        self._models = {kind.name: Models(caches.kinds[kind.name], kind.model) for kind in KINDS}
+        self._models = {kind: Models(caches.kinds[kind], row.model) for kind, row in KIND_ROWS.items()}
+        self._stores_by_index: defaultdict[str, list[ObjectStore]] = defaultdict(list)
+        for kind, row in KIND_ROWS.items():
+            for index in row.indexers:
+                self._stores_by_index[index].append(caches.kinds[kind])
         self._lines: dict[str, CheckpointIndex] = {}
         self._champion_listeners: list[Callable[[str, str], None]] = []
         self._calibration = Calibration()
         self._device_use = DeviceUse(partial(datetime.now, UTC), pods_age)
         self._job_devices = JobDevices()
-        self._budget_lines = SortedGroups(place_in_line)
+        self._budget_lines = SortedGroups(_place_in_line)
         self._histories = SortedGroups(place_in_history)
-        caches.kinds["Checkpoint"].subscribe(self._index)
-        caches.kinds["FineTuneJob"].subscribe(self._calibrate)
-        caches.kinds["DatasetVersion"].subscribe(self._histories.note)
-        for kind in ("FineTuneJob", "Evaluation"):
-            caches.kinds[kind].subscribe(self._budget_lines.note)
+        caches.of(Checkpoint).subscribe(self._index)
+        caches.of(FineTuneJob).subscribe(self._calibrate)
+        caches.of(DatasetVersion).subscribe(self._histories.note)
+        for store in caches.kinds.values():
+            store.subscribe(self._budget_lines.note)
         caches.children[POD].subscribe(self._device_use.note)
         caches.children[JOB].subscribe(self._job_devices.note)
 
@@ -237,18 +234,7 @@ class SnapshotReader:
 
     def lock(self, key: Key) -> tuple[str, ...] | None:
         """Lock of the pass for this object: passes with the same lock must not overlap."""
-        if key.kind == "Checkpoint":
-            # Without reading the Checkpoint: a line may have thousands, of which all but one wait.
-            index = self._lines.get(key.namespace)
-            model_line = None if index is None else index.line_of(key.name)
-            return None if model_line is None else line_lock(key.namespace, model_line)
-        if key.kind in {"FineTuneJob", "Evaluation"}:
-            waiting = self._caches.kinds[key.kind].indexed(BY_STATE, OVER_BUDGET)
-            return budget_lock(key.namespace) if address(key.namespace, key.name) in waiting else None
-        if key.kind != "InferenceDeployment":
-            return None
-        endpoint = self._of(InferenceDeployment).get(key.namespace, key.name)
-        return None if endpoint is None else rollout_lock(endpoint, self._of(ComputeProfile).named(""))
+        return KIND_ROWS[key.kind].lock(key, self)
 
     def snapshot(
         self,
@@ -293,7 +279,7 @@ class SnapshotReader:
             rolling_everywhere=self._of(InferenceDeployment).indexed(BY_STATE, ROLLING),
             queued_everywhere=partial(self._of(InferenceDeployment).indexed, BY_STATE, QUEUED),
             partly_scheduled_everywhere=self._of(FineTuneJob).indexed(BY_STATE, PARTLY_SCHEDULED),
-            profiles=self._of(ComputeProfile).named(""),
+            profiles=self.computeprofiles(),
             calibrated_mfu=self._calibration.mfu,
             peak_bytes=self._calibration.peak_bytes,
             device_use=self._device_use.of,
@@ -304,12 +290,18 @@ class SnapshotReader:
             newer=partial(self._newer, resource),
         )
 
-    def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
-        """Objects of a kind by an index of `reconcile.inputs.indexes`."""
-        return tuple(self._caches.kinds[kind].indexed(index, value).values())
+    def indexed(self, index: str, value: str, model: type[Resource] | None = None) -> Iterable[Manifest]:
+        """Objects by an index of `reconcile.inputs.indexes`, of all kinds that have it or of one."""
+        stores = self._stores_by_index[index] if model is None else [self._caches.of(model)]
+        return tuple(obj for store in stores for obj in store.indexed(index, value).values())
 
-    def computeprofiles(self) -> Iterable[ComputeProfile]:
-        return self._of(ComputeProfile).all()
+    def is_indexed(self, index: str, value: str, key: Key) -> bool:
+        """Whether an object has this value of an index of its kind. It is not unpacked."""
+        return address(key.namespace, key.name) in self._caches.kinds[key.kind].indexed(index, value)
+
+    def computeprofiles(self) -> Mapping[str, ComputeProfile]:
+        """The ComputeProfiles by name. Evaluated lazily."""
+        return self._of(ComputeProfile).named("")
 
     def first_in_line(self, namespace: str, profile: str) -> Key | None:
         """The oldest object of the namespace that waits for the budget of this profile."""
@@ -368,7 +360,7 @@ class SnapshotReader:
 
     def _names_of(self, profile: str) -> set[str]:
         """The names under which objects wait for the budget of a profile: also as the default."""
-        defaults = {each.name for each in self.computeprofiles() if each.is_default}
+        defaults = {each.name for each in self.computeprofiles().values() if each.is_default}
         return {profile, DEFAULT_PROFILE, *defaults} if profile in {DEFAULT_PROFILE, *defaults} else {profile}
 
     def _calibrate(self, _: Manifest | None, job: Manifest | None) -> None:
@@ -379,7 +371,7 @@ class SnapshotReader:
         return models.indexed(BY_CONTENT, content)
 
     def _measurements(self, checkpoint: str) -> Iterator[tuple[str, datetime]]:
-        for key, measured_at in self._caches.kinds["Evaluation"].noted(BY_CHECKPOINT, checkpoint):
+        for key, measured_at in self._caches.of(Evaluation).noted(BY_CHECKPOINT, checkpoint):
             if measured_at:
                 yield key.partition("/")[2], datetime.fromisoformat(measured_at)
 
@@ -387,7 +379,7 @@ class SnapshotReader:
         """Number of records newer than this one, of its model line or of its Dataset or run."""
         if isinstance(resource, Checkpoint):
             return self.checkpoints(resource.namespace).newer(resource.name)
-        version = self._caches.kinds["DatasetVersion"].get(resource.namespace, resource.name)
+        version = self._caches.of(DatasetVersion).get(resource.namespace, resource.name)
         place = None if version is None else place_in_history(version)
         return 0 if place is None else self._histories.number_after(*place)
 
@@ -412,6 +404,12 @@ class SnapshotReader:
                     orphans[reference["name"]] = (*orphans.get(reference["name"], ()), obj)
             owners += [obj["metadata"]["uid"] for obj in own.values()]
         return children, orphans
+
+
+def _place_in_line(obj: Manifest) -> tuple[Line, PlaceInLine] | None:
+    """Where an object waits for a budget; None if it does not."""
+    profile = KIND_ROWS[obj["kind"]].awaited_budget(obj)
+    return None if profile is None else ((namespace_of(obj), profile), age_of(obj))
 
 
 def _is_terminating_record(resource: Resource) -> TypeGuard[Checkpoint | DatasetVersion]:

@@ -19,9 +19,10 @@ from typing import Final
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.inputs.indexes import key_of
 from finetune_operator.reconcile.platform.budgets import LAG
 from finetune_operator.reconcile.scheduling import affected_by_champion, related
-from finetune_operator.runtime.caches import Caches, key_of
+from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
 from finetune_operator.status.reasons import ConditionType
 

@@ -28,7 +28,7 @@ from finetune_operator.plan import Create, Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.related_types import JOB_UID as WORKLOAD_JOB
 from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.reconcile.stages.jobs import JOB_UID
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
@@ -173,7 +173,7 @@ class MemoryCluster:
         return resource, replace(snapshot, looked_up=self._looked_up(resource, snapshot))
 
     def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:
-        needs = {**RECONCILERS[resource.kind].needs(resource, snapshot)}
+        needs = {**KIND_ROWS[resource.kind].needs(resource, snapshot)}
         if resource.metadata.deletion_timestamp is not None:
             needs[resources.NAMESPACE] = frozenset({NAMESPACE})
         return {type_: {name: self._find(type_, name) for name in needs[type_]} for type_ in needs}
@@ -203,7 +203,7 @@ class MemoryCluster:
 
     def plan(self, kind: str, name: str) -> Plan:
         """The plan of a pass over this object."""
-        return RECONCILERS[kind].reconcile(*self.snapshot(kind, name))
+        return KIND_ROWS[kind].reconcile(*self.snapshot(kind, name))
 
     def reconcile(self, kind: str, name: str) -> Plan:
         """Carry out one pass over this object."""
@@ -280,7 +280,7 @@ class MemoryCluster:
         for _ in range(50):
             before = self.writes
             for kind, name in list(self.objects):
-                if kind in RECONCILERS and (kind, name) in self.objects:
+                if kind in KIND_ROWS and (kind, name) in self.objects:
                     self.reconcile(kind, name)
             if self.writes == before:
                 return

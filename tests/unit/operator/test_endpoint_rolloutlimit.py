@@ -7,8 +7,9 @@ from typing import Final
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.plan import Key
+from finetune_operator.reconcile.inferencedeployment.kind import rollout_lock
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import is_replacing, slot_of
-from finetune_operator.reconcile.scheduling import related, rollout_lock
+from finetune_operator.reconcile.scheduling import related
 from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
 

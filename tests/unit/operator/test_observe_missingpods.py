@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.engine.resources import EVENT
 from finetune_operator.observe.job_problems import RECHECK_SECONDS
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import JOB
 from tests.unit.operator.runsteps import reached
@@ -94,7 +94,7 @@ def test_events_are_read_only_for_a_job_that_waits_for_its_pod() -> None:
     cluster = reached("train")
 
     def asks() -> bool:
-        needs = RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+        needs = KIND_ROWS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
         return EVENT in needs
 
     assert not asks()
@@ -119,7 +119,7 @@ def test_a_pass_follows_when_the_events_may_be_read_and_when_the_job_is_late() -
 def test_a_job_that_a_busy_job_controller_has_not_taken_yet_is_no_problem_for_five_minutes() -> None:
     cluster = reached("train")
     del cluster.stage_job("train")["status"]["startTime"]
-    assert EVENT not in RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+    assert EVENT not in KIND_ROWS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
     cluster.settle()
     writes = cluster.writes
     assert after(cluster, 299) == ("Queued", "the train pod is being created")

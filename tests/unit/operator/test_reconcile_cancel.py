@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -396,4 +396,4 @@ def test_cancel_is_not_part_of_the_identity_of_a_run() -> None:
 
 def test_a_cancelled_run_looks_nothing_up() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(cancel=True))
-    assert not RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+    assert not KIND_ROWS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))

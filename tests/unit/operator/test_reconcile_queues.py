@@ -14,7 +14,7 @@ from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import chosen_queueing
 from finetune_operator.reconcile.inputs.related_types import Needs
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.stage_table import STAGES
 from tests.unit.operator import endpoints
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
@@ -124,7 +124,7 @@ def test_a_job_with_a_queue_is_created_suspended_and_one_without_a_queue_is_not(
 
 
 def needs(cluster: MemoryCluster) -> Needs:
-    return RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+    return KIND_ROWS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
 
 
 def test_a_suspended_job_shows_the_reason_of_its_workload() -> None:

@@ -11,7 +11,7 @@ from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.reconcile.scheduling import related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
@@ -65,7 +65,7 @@ class Scene:
             service_accounts=frozenset(),
             progress=None,
         )
-        return RECONCILERS[resource.kind].reconcile(resource, snapshot)
+        return KIND_ROWS[resource.kind].reconcile(resource, snapshot)
 
 
 def endpoint(namespace: str, **fields: Any) -> Manifest:

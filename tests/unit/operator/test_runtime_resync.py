@@ -5,7 +5,7 @@ import asyncio
 
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.runtime.caches import key_of
+from finetune_operator.reconcile.inputs.indexes import key_of
 from finetune_operator.runtime.triggers import Resync, is_at_rest
 from tests.unit.operator.skippingclock import clock, run
 

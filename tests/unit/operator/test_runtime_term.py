@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from finetune_operator.plan import Manifest
-from finetune_operator.runtime.caches import Caches, key_of
+from finetune_operator.reconcile.inputs.indexes import key_of
+from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.leader_term import FirstLists
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, DATASET, JOB, VERSION

@@ -18,7 +18,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.model_lines import CheckpointIndex, is_rejected
 from finetune_operator.reconcile.platform.budgets import LAG
-from finetune_operator.reconcile.registry import RECONCILERS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.reconcile.scheduling import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.lookups import Lookups
@@ -237,7 +237,7 @@ def pass_over_a_version(reader: SnapshotReader) -> Plan:
     snapshot = reader.snapshot(
         version, now=BEGIN, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
     )
-    return RECONCILERS["DatasetVersion"].reconcile(version, snapshot)
+    return KIND_ROWS["DatasetVersion"].reconcile(version, snapshot)
 
 
 def test_a_pass_over_a_version_costs_the_same_however_many_versions_its_dataset_has() -> None:
