@@ -476,6 +476,8 @@ class Dataset(Resource):
     """Sources of training rows and how to prepare them."""
 
     rules: ClassVar[tuple[CELRule, ...]] = name_rules("Dataset")
+    done_phase: ClassVar[str | None] = "Ready"
+    stays_ready: ClassVar[bool] = True
 
     kind: str = "Dataset"
     spec: DatasetSpec

@@ -199,6 +199,8 @@ class Evaluation(Resource):
     """An evaluation of existing Checkpoints on a Dataset. The scores stay on the Checkpoints."""
 
     rules: ClassVar[tuple[CELRule, ...]] = name_rules("Evaluation")
+    done_phase: ClassVar[str | None] = "Succeeded"
+    keeps_verdict: ClassVar[bool] = True
 
     kind: str = "Evaluation"
     spec: EvaluationResourceSpec

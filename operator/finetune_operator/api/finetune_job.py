@@ -289,6 +289,8 @@ class FineTuneJob(Resource):
     """A fine-tuning run: prepare rows, train a model, evaluate it, and promote it if it passes its gates."""
 
     rules: ClassVar[tuple[CELRule, ...]] = name_rules("FineTuneJob")
+    done_phase: ClassVar[str | None] = "Succeeded"
+    keeps_verdict: ClassVar[bool] = True
 
     kind: str = "FineTuneJob"
     spec: FineTuneJobSpec

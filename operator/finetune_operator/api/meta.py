@@ -263,6 +263,13 @@ class Status(Model):
 class Resource(Model):
     """Object of one of the operator's kinds, as read from the API server."""
 
+    done_phase: ClassVar[str | None] = None
+    """Phase of an object that is done; None for a kind without phases."""
+    keeps_verdict: ClassVar[bool] = False
+    """Whether an object that has succeeded or failed never starts again, and keeps that condition."""
+    stays_ready: ClassVar[bool] = False
+    """Whether an object that is Ready with its spec stays Ready; Refreshed shows later problems."""
+
     api_version: str = API_VERSION
     kind: str
     metadata: ObjectMeta

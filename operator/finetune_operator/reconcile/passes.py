@@ -12,22 +12,20 @@ already.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar, cast
 
-from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
-from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileStatus
-from finetune_operator.api.dataset import Dataset, DatasetStatus
-from finetune_operator.api.dataset_version import DatasetVersion, DatasetVersionStatus
-from finetune_operator.api.evaluation_resource import Evaluation, EvaluationResourceStatus
-from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.api.finetune_job_status import FineTuneJobStatus
-from finetune_operator.api.inference_deployment import InferenceDeployment, InferenceDeploymentStatus
-from finetune_operator.api.meta import Condition, Resource
+from finetune_operator.api.meta import Condition, Model, Resource, Status
 from finetune_operator.manifests.pod_security import build_service_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status import conditions
-from finetune_operator.status.conditions import is_finished, is_prepared, shorten
+from finetune_operator.status.conditions import (
+    Conditioned,
+    ConditionedStatus,
+    is_finished,
+    is_prepared,
+    shorten,
+)
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 
@@ -132,19 +130,15 @@ class Suspended:
 PassOutcome = Working | Blocked | Failed | Done | Suspended
 
 
-Reconciled = (
-    Checkpoint | ComputeProfile | Dataset | DatasetVersion | Evaluation | FineTuneJob | InferenceDeployment
-)
-Status = (
-    CheckpointStatus
-    | ComputeProfileStatus
-    | DatasetStatus
-    | DatasetVersionStatus
-    | EvaluationResourceStatus
-    | FineTuneJobStatus
-    | InferenceDeploymentStatus
-)
-S = TypeVar("S", bound=Status)
+class Reconciled(Conditioned, Protocol):
+    """An object of one of the operator's kinds."""
+
+    done_phase: ClassVar[str | None]
+    keeps_verdict: ClassVar[bool]
+    stays_ready: ClassVar[bool]
+
+
+S = TypeVar("S", bound=ConditionedStatus)
 
 STATES: Final[Mapping[type, ConditionType]] = {
     Working: ConditionType.RECONCILING,
@@ -155,12 +149,6 @@ STATES: Final[Mapping[type, ConditionType]] = {
 }
 PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
 """Phases by the end of a pass; while an object works, and if it was cancelled, the phase is the reason."""
-DONE_PHASES: Final[Mapping[str, str]] = {
-    "FineTuneJob": "Succeeded",
-    "Dataset": "Ready",
-    "Evaluation": "Succeeded",
-}
-"""Phase of an object that is done, for the kinds that have a phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +162,7 @@ class PassResult(Generic[S]):
     @property
     def manifest(self) -> Manifest:
         """The whole status as the operator writes it."""
-        return conditions.status_manifest(self.status)
+        return conditions.status_manifest(cast("Model", self.status))
 
 
 def finish_pass(
@@ -198,13 +186,13 @@ def finish_pass(
     type_ = _condition_of(resource, halt)
     if type_ is not None:
         update["conditions"] = _set(status.conditions, type_, halt, resource.metadata.generation, now)
-    if type_ in conditions.STATES and resource.kind in DONE_PHASES:
-        update["phase"] = _phase(resource.kind, halt)
+    if type_ in conditions.STATES and resource.done_phase is not None:
+        update["phase"] = _phase(resource.done_phase, halt)
     before = None if type_ is None else conditions.find_condition(resource.status.conditions, type_)
     is_new = before is None or before.reason != halt.reason
     event = _event(halt, announce_failure) if is_new else None
     return PassResult(
-        cast("S", status.model_copy(update=update)),
+        status.model_copy(update=update),
         () if event is None else (event,),
         halt.requeue_after if isinstance(halt, _Outcome) else None,
     )
@@ -212,21 +200,22 @@ def finish_pass(
 
 def block(resource: Resource, reason: str, message: str, now: datetime) -> PassResult[Any]:
     """Block an object of any kind until a user acts; nothing else of its status changes."""
-    if not isinstance(resource, Reconciled):
+    status = getattr(resource, "status", None)
+    if not isinstance(status, Status):
         raise TypeError(f"{type(resource).__name__} has no status")
-    return finish_pass(resource, resource.status, Blocked(reason, message), now)
+    return finish_pass(
+        cast("Reconciled", resource), cast("ConditionedStatus", status), Blocked(reason, message), now
+    )
 
 
 def _condition_of(resource: Reconciled, halt: PassOutcome) -> ConditionType | None:
     """The condition that shows the end of the pass; None if there is none.
 
-    A finished run or Evaluation keeps its verdict, so later passes set no condition. A prepared Dataset stays
-    Ready; its condition Refreshed shows a problem of a later pass.
+    An object that keeps its verdict gets no condition of later passes.
     """
-    has_verdict = isinstance(resource, FineTuneJob | Evaluation) and is_finished(resource)
-    if has_verdict and not isinstance(halt, Done):
+    if resource.keeps_verdict and is_finished(resource) and not isinstance(halt, Done):
         return None
-    if isinstance(resource, Dataset) and is_prepared(resource) and isinstance(halt, Blocked | Failed):
+    if resource.stays_ready and is_prepared(resource) and isinstance(halt, Blocked | Failed):
         return ConditionType.REFRESHED
     return STATES[type(halt)]
 
@@ -241,10 +230,10 @@ def _set(
     )
 
 
-def _phase(kind: str, halt: PassOutcome) -> str:
+def _phase(done: str, halt: PassOutcome) -> str:
     if halt.reason == Reason.CANCELLED:
         return halt.reason
-    return DONE_PHASES[kind] if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
+    return done if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
 
 
 def _event(halt: PassOutcome, announce_failure: EventReason | None) -> Event | None:

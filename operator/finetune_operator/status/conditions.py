@@ -11,14 +11,11 @@ The end of a run and of the preparation of a Dataset, read from their conditions
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal, Protocol, Self
 
-from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.evaluation_resource import Evaluation
-from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.api.meta import Condition, Model
+from finetune_operator.api.meta import Condition, Model, ObjectMeta
 from finetune_operator.plan import Manifest, drop_empty
 from finetune_operator.status.reasons import ConditionType, Reason
 
@@ -34,6 +31,28 @@ STATES: Final = (
     ConditionType.STALLED,
     ConditionType.SUSPENDED,
 )
+
+
+class ConditionedStatus(Protocol):
+    """The status of an object of any of the operator's kinds."""
+
+    @property
+    def observed_generation(self) -> int: ...
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]: ...
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self: ...
+
+
+class Conditioned(Protocol):
+    """An object of any of the operator's kinds."""
+
+    @property
+    def metadata(self) -> ObjectMeta: ...
+
+    @property
+    def status(self) -> ConditionedStatus: ...
 
 
 def shorten(text: str, limit: int = MESSAGE_LIMIT) -> str:
@@ -113,7 +132,7 @@ RESUMABLE_REASONS: Final = frozenset({Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SEC
 raised."""
 
 
-def is_finished(job: FineTuneJob | Evaluation) -> bool:
+def is_finished(job: Conditioned) -> bool:
     """Whether a run or an Evaluation has succeeded or failed; a finished one never starts again."""
     return any(ends_run(each.type, each.status, each.reason) for each in job.status.conditions)
 
@@ -124,18 +143,18 @@ def ends_run(type_: str, status: str, reason: str) -> bool:
     return status == "True" and (failed or type_ == ConditionType.READY)
 
 
-def is_cancelled(job: FineTuneJob) -> bool:
+def is_cancelled(job: Conditioned) -> bool:
     """Whether a run was cancelled, or its pods are ending because of that."""
     return any(each.reason in {Reason.CANCELLING, Reason.CANCELLED} for each in job.status.conditions)
 
 
-def is_prepared(dataset: Dataset) -> bool:
+def is_prepared(dataset: Conditioned) -> bool:
     """Whether a Dataset is Ready with its current spec."""
     current = dataset.status.observed_generation == dataset.metadata.generation
     return current and is_true(dataset.status.conditions, ConditionType.READY)
 
 
-def is_settled(dataset: Dataset) -> bool:
+def is_settled(dataset: Conditioned) -> bool:
     """Whether the current generation of a Dataset is prepared, or cannot be prepared.
 
     A field that this release did not implement before an upgrade does not settle it.
