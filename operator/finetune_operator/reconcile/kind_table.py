@@ -10,16 +10,21 @@ from typing import Generic, Protocol, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.dataset_version import DatasetVersion
-from finetune_operator.api.meta import Resource
-from finetune_operator.engine.store import Indexer
+from finetune_operator.api.meta import API_VERSION, Resource
+from finetune_operator.engine.cache_memory import NEVER_COMPRESSED, CompressionPolicy
+from finetune_operator.engine.resources import ResourceType
+from finetune_operator.engine.store import Indexer, Transform
 from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CONTENT,
     BY_STATE,
     OVER_BUDGET,
+    has_ended,
     key_of,
     namespace_of,
+    read_status,
 )
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -93,6 +98,14 @@ def _no_budget(_manifest: Manifest) -> str | None:
     return None
 
 
+def _whole(manifest: Manifest) -> Manifest:
+    return manifest
+
+
+def _needs_lists(_manifest: Manifest) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindRow(Generic[R]):
     """What belongs to a kind."""
@@ -113,11 +126,28 @@ class KindRow(Generic[R]):
     """Lock of the pass for an object: passes with the same lock must not overlap."""
     awaited_budget: Callable[[Manifest], str | None] = _no_budget
     """The ComputeProfile whose budget an object waits for, or DEFAULT_PROFILE; None if it does not wait."""
+    cached: Transform = _whole
+    """The part of an object that the cache keeps."""
+    compression: CompressionPolicy = NEVER_COMPRESSED
+    """For history: objects whose number only grows, and that passes seldom read."""
+    is_record: bool = False
+    """Whether an object is written once, and at rest once it has a condition."""
+    is_listed_first: bool = False
+    """Whether passes of other kinds depend on the existence of an object. A new term lists the kind before
+    these passes, because the watch may not have delivered the last writes of the previous active process."""
+    needs_no_lists: Callable[[Manifest], bool] = _needs_lists
+    """Whether the pass for an object that is not being deleted does not depend on the kinds listed first."""
 
     @property
     def kind(self) -> str:
         """The kind's name."""
         return self.model.__name__
+
+    @property
+    def type(self) -> ResourceType:
+        """The type of the kind's objects in the Kubernetes API."""
+        kind = KINDS_BY_NAME[self.kind]
+        return ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced)
 
     @property
     def indexers(self) -> Mapping[str, Indexer]:
@@ -149,6 +179,21 @@ class KindRow(Generic[R]):
         )
         if before is not None and before != after:
             yield from first_in_line(change.namespace, before, objects)
+
+
+def is_live(manifest: Manifest) -> bool:
+    """Whether an object is not being deleted."""
+    return "deletionTimestamp" not in manifest["metadata"]
+
+
+def has_conditions(record: Manifest) -> bool:
+    """Whether a live record has its first condition. It hardly ever changes again."""
+    return is_live(record) and bool(read_status(record).get("conditions"))
+
+
+def is_ended(job: Manifest) -> bool:
+    """Whether a live run or Evaluation has ended. Passes hardly ever read it again."""
+    return is_live(job) and has_ended(job)
 
 
 def budget_lock(key: Key, objects: IndexedObjects) -> LockName | None:

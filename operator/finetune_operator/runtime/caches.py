@@ -1,28 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The caches of the process: the operator's kinds and their children, with indexes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from finetune_operator.api.crd import KINDS
-from finetune_operator.api.meta import API_VERSION, GROUP, Resource
-from finetune_operator.engine.cache_memory import (
-    MEBIBYTE,
-    NEVER_COMPRESSED,
-    CompressionPolicy,
-    NamespaceBound,
-)
+from finetune_operator.api.meta import GROUP, Resource
+from finetune_operator.engine.cache_memory import MEBIBYTE, NamespaceBound
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.indexes import address, has_ended, namespace_of
+from finetune_operator.reconcile.inputs.indexes import address, namespace_of
 from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, RelatedType, children_of
 from finetune_operator.reconcile.registry import KIND_ROWS
 
-KIND_TYPES: Final = {
-    kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
-}
-RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
+KIND_TYPES: Final = {kind: row.type for kind, row in KIND_ROWS.items()}
+"""Types of the operator's kinds."""
 
 READ_PREFIXES: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "kueue.x-k8s.io/")
 """Begin of the labels and annotations that the operator reads or writes."""
@@ -49,9 +41,9 @@ class Caches:
         self.kinds = {
             name: ObjectStore(
                 row.indexers,
-                drop_unread_marks(TRANSFORMS.get(name, _whole)),
-                COMPRESSED_WHEN.get(name, NEVER_COMPRESSED),
-                keep_managers=name in RECORDS,
+                drop_unread_marks(row.cached),
+                row.compression,
+                keep_managers=row.is_record,
                 bound=self.bound,
             )
             for name, row in KIND_ROWS.items()
@@ -63,7 +55,7 @@ class Caches:
             )
             for each in self.child_types
         }
-        self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
+        self.by_type = {KIND_ROWS[name].type: store for name, store in self.kinds.items()} | self.children
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
 
     def of(self, model: type[Resource]) -> ObjectStore:
@@ -103,51 +95,3 @@ def _qualify_owners(owners: Indexer) -> Indexer:
         return (address(namespace_of(obj), uid) for uid in owners(obj))
 
     return addresses
-
-
-def _slim_checkpoint(checkpoint: Manifest) -> Manifest:
-    """Drop the loss curve. It is most of a Checkpoint, and only users read it."""
-    spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
-    return checkpoint | {"spec": spec}
-
-
-def _whole(obj: Manifest) -> Manifest:
-    return obj
-
-
-TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
-"""Transforms of the kinds that are not cached whole."""
-
-
-def _is_finished_run(job: Manifest) -> bool:
-    """Whether the run or Evaluation has ended. Passes hardly ever read it again."""
-    return _is_live(job) and has_ended(job)
-
-
-def _has_conditions(record: Manifest) -> bool:
-    """Whether the record has its first condition. It hardly ever changes again."""
-    return _is_live(record) and bool((record.get("status") or {}).get("conditions"))
-
-
-def _is_live(obj: Manifest) -> bool:
-    return "deletionTimestamp" not in obj["metadata"]
-
-
-def _phase(job: Manifest) -> str:
-    phase: str = (job.get("status") or {}).get("phase") or "Pending"
-    return phase
-
-
-def _find_newest_measurement(evaluation: Manifest) -> str:
-    """Time of the newest scores of the Evaluation; empty if it has none."""
-    scores = (evaluation.get("status") or {}).get("evaluations") or ()
-    return max((entry.get("measuredAt") or "" for entry in scores), default="")
-
-
-COMPRESSED_WHEN: Final[Mapping[str, CompressionPolicy]] = {
-    "FineTuneJob": CompressionPolicy(_is_finished_run, _phase),
-    "Evaluation": CompressionPolicy(_is_finished_run, _find_newest_measurement),
-    "Checkpoint": CompressionPolicy(_has_conditions),
-    "DatasetVersion": CompressionPolicy(_has_conditions),
-}
-"""Policies for history: objects whose number only grows, and that passes seldom read."""

@@ -21,11 +21,12 @@ from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.lease import Installations, LeaseThread
 from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.watches import Watches
-from finetune_operator.manifests.labels import OPERATOR, RECORDED_RUN, STAGE
+from finetune_operator.manifests.labels import OPERATOR, STAGE
 from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportEndpoint
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
@@ -126,16 +127,10 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-LISTED_FIRST: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
-"""Kinds on whose existence passes depend. A new term lists them before these passes, because the watch may
-not have delivered the last writes of the previous active process."""
-
-
 class FirstLists:
     """Which objects are reconciled before the lists at the beginning of a term are complete.
 
-    These are live Datasets and ComputeProfiles, and live runs without a Checkpoint. Their passes do not
-    depend on the listed kinds, and a run must not wait for its first Job while a long history is listed.
+    These are live objects whose row `needs_no_lists`.
     """
 
     def __init__(self, caches: Caches) -> None:
@@ -148,21 +143,11 @@ class FirstLists:
 
     def _needs_no_list(self, key: Key) -> bool:
         store = self._kinds[key.kind]
-        if key.kind not in {"FineTuneJob", "Dataset", "ComputeProfile"}:
-            return False
         # A settled run has ended. It is not unpacked here.
         obj = None if store.is_settled(key.namespace, key.name) else store.get(key.namespace, key.name)
         if obj is None or "deletionTimestamp" in obj["metadata"]:
             return False
-        return key.kind != "FineTuneJob" or not _has_checkpoint(obj)
-
-
-def _has_checkpoint(job: Manifest) -> bool:
-    """Whether the run has made a Checkpoint, or continues from one, which may be a champion."""
-    made = (job.get("status") or {}).get("checkpoints") or RECORDED_RUN in (
-        job["metadata"].get("annotations") or {}
-    )
-    return bool(made or {"checkpoint", "champion"} & job["spec"].get("baseModel", {}).keys())
+        return KIND_ROWS[key.kind].needs_no_lists(obj)
 
 
 class Term:
@@ -240,8 +225,8 @@ class Term:
         )
 
     async def _complete_first_lists(self) -> None:
-        for kind in LISTED_FIRST:
-            for sweeper in self._feed.sweepers[kind]:
+        for kind, row in KIND_ROWS.items():
+            for sweeper in self._feed.sweepers[kind] if row.is_listed_first else ():
                 await sweeper.catch_up()
         self._first_lists.are_complete = True
         self._queue.start_postponed()

@@ -26,6 +26,7 @@ from typing import Any, Final, Literal
 from kubernetes.aio.client import Configuration
 from pythonjsonlogger.json import JsonFormatter
 
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.executor import Stamp
@@ -203,7 +204,7 @@ class Process:
                 active=lambda: self._lease.held,
                 pods=partial(self._caches.owned, POD),
                 since_progress=self._board.since_progress,
-                settled=self._caches.kinds["FineTuneJob"].notes,
+                settled=self._caches.of(FineTuneJob).notes,
                 max_series=settings.max_series_per_kind,
             )
         )

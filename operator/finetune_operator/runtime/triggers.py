@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.engine.queue import WorkQueue
+from finetune_operator.engine.resources import POD
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import key_of
 from finetune_operator.reconcile.platform.budgets import LAG
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.reconcile.scheduling import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshots import SnapshotReader
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 COUNTED_AFTER_SECONDS: Final = LAG.total_seconds()
 """Seconds after which the begin or end of a pod wakes its ComputeProfile: it is not counted earlier, and each
 such pass reads all pods of the profile."""
+COUNTED: Final = (POD.kind, ComputeProfile.__name__)
 
 
 class ChangeTriggers:
@@ -92,7 +96,7 @@ class ChangeTriggers:
             return
         try:
             for key in related(kind, old, new, self._reader):
-                self.add(key, COUNTED_AFTER_SECONDS if (kind, key.kind) == ("Pod", "ComputeProfile") else 0.0)
+                self.add(key, COUNTED_AFTER_SECONDS if (kind, key.kind) == COUNTED else 0.0)
         except Exception:
             # One malformed object must not end the watch of all objects.
             logger.exception("cannot find the objects that depend on a changed %s", kind)
@@ -102,7 +106,6 @@ BATCH_SIZE: Final = 500
 """Number of keys after which the first resync yields to the event loop."""
 PORTIONS: Final = 600
 """Number of portions in which all keys are queued over a period."""
-RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
 
 
 class Resync:
@@ -165,7 +168,7 @@ def is_at_rest(obj: Manifest) -> bool:
     conditions = status.get("conditions") or ()
     if "deletionTimestamp" in metadata or not conditions:
         return False
-    if obj["kind"] in RECORDS:
+    if KIND_ROWS[obj["kind"]].is_record:
         return True
     ended = {ConditionType.READY, ConditionType.STALLED}
     current = status.get("observedGeneration") == metadata.get("generation")

@@ -7,7 +7,8 @@ from typing import Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.plan import Key
+from finetune_operator.engine.cache_memory import CompressionPolicy
+from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.checkpoint.reconciler import reconcile
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,
@@ -20,7 +21,14 @@ from finetune_operator.reconcile.inputs.indexes import (
     has_ended,
     key_of,
 )
-from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, LockName, indexed_keys
+from finetune_operator.reconcile.kind_table import (
+    Change,
+    IndexedObjects,
+    KindRow,
+    LockName,
+    has_conditions,
+    indexed_keys,
+)
 from finetune_operator.reconcile.records import deletion
 
 
@@ -50,6 +58,12 @@ def _line_lock(key: Key, objects: IndexedObjects) -> LockName | None:
     return None if model_line is None else ("model line", key.namespace, model_line)
 
 
+def _without_loss_curve(checkpoint: Manifest) -> Manifest:
+    """The loss curve is most of a Checkpoint, and only users read it."""
+    spec = {name: value for name, value in checkpoint.get("spec", {}).items() if name != "lossCurve"}
+    return checkpoint | {"spec": spec}
+
+
 KIND: Final = KindRow(
     model=Checkpoint,
     reconcile=reconcile,
@@ -57,4 +71,8 @@ KIND: Final = KindRow(
     relations=_relations,
     own_indexers={BY_DIGEST: by_digest},
     lock=_line_lock,
+    cached=_without_loss_curve,
+    compression=CompressionPolicy(has_conditions),
+    is_record=True,
+    is_listed_first=True,
 )

@@ -20,6 +20,7 @@ from finetune_operator.reconcile.kind_table import (
     KindRow,
     first_in_line,
     indexed_keys,
+    is_live,
 )
 from finetune_operator.reconcile.platform.budgets import find_exhausted, is_counted
 
@@ -55,4 +56,4 @@ def _is_default(profile: Manifest) -> bool:
     return is_marked_default(metadata.get("annotations") or {}, metadata.get("labels") or {})
 
 
-KIND: Final = KindRow(model=ComputeProfile, reconcile=reconcile, relations=_relations)
+KIND: Final = KindRow(model=ComputeProfile, reconcile=reconcile, relations=_relations, needs_no_lists=is_live)

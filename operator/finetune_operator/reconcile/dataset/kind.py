@@ -16,7 +16,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     read_conditions,
     read_status,
 )
-from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, indexed_keys
+from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, indexed_keys, is_live
 from finetune_operator.status.conditions import ends_dataset
 
 
@@ -39,4 +39,5 @@ KIND: Final = KindRow(
     own_needs=needs,
     relations=_relations,
     own_indexers={BY_STATE: _by_state},
+    needs_no_lists=is_live,
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.engine.cache_memory import CompressionPolicy
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.datasetversion.reconciler import reconcile
 from finetune_operator.reconcile.inputs.indexes import (
@@ -15,7 +16,13 @@ from finetune_operator.reconcile.inputs.indexes import (
     by_digest,
     owner_of_version,
 )
-from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, indexed_keys
+from finetune_operator.reconcile.kind_table import (
+    Change,
+    IndexedObjects,
+    KindRow,
+    has_conditions,
+    indexed_keys,
+)
 from finetune_operator.reconcile.records import deletion
 
 
@@ -34,4 +41,7 @@ KIND: Final = KindRow(
     own_needs=deletion.needs,
     relations=_relations,
     own_indexers={BY_DIGEST: by_digest, BY_DATASET_OF: _by_dataset_of},
+    compression=CompressionPolicy(has_conditions),
+    is_record=True,
+    is_listed_first=True,
 )

@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.engine.cache_memory import CompressionPolicy
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.evaluation.reconciler import needs, reconcile
 from finetune_operator.reconcile.inputs.indexes import (
@@ -25,7 +26,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     read_status,
     waits_for_budget,
 )
-from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, budget_lock
+from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, budget_lock, is_ended
 
 
 def _relations(change: Change, _: IndexedObjects) -> Iterator[Key]:
@@ -89,6 +90,12 @@ def _profile(evaluation: Manifest) -> str:
     return read_spec(evaluation).get("profile") or DEFAULT_PROFILE
 
 
+def _find_newest_measurement(evaluation: Manifest) -> str:
+    """Time of the newest scores of the Evaluation; empty if it has none."""
+    scores = read_status(evaluation).get("evaluations") or ()
+    return max((entry.get("measuredAt") or "" for entry in scores), default="")
+
+
 KIND: Final = KindRow(
     model=Evaluation,
     reconcile=reconcile,
@@ -103,4 +110,5 @@ KIND: Final = KindRow(
     contents=_contents,
     lock=budget_lock,
     awaited_budget=_awaited_budget,
+    compression=CompressionPolicy(is_ended, _find_newest_measurement),
 )

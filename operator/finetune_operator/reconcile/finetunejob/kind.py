@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.engine.cache_memory import CompressionPolicy
+from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.finetunejob.reconciler import needs, reconcile
 from finetune_operator.reconcile.inputs.indexes import (
@@ -27,7 +29,14 @@ from finetune_operator.reconcile.inputs.indexes import (
     read_status,
     waits_for_budget,
 )
-from finetune_operator.reconcile.kind_table import Change, IndexedObjects, KindRow, budget_lock, record_key
+from finetune_operator.reconcile.kind_table import (
+    Change,
+    IndexedObjects,
+    KindRow,
+    budget_lock,
+    is_ended,
+    record_key,
+)
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
@@ -116,6 +125,20 @@ def _awaited_budget(job: Manifest) -> str | None:
     return evaluated_on or read_resolved(job).get("profile") or profile_of_compute(job)
 
 
+def _phase(job: Manifest) -> str:
+    phase: str = read_status(job).get("phase") or "Pending"
+    return phase
+
+
+def _needs_no_lists(job: Manifest) -> bool:
+    """Whether the run has made no Checkpoint, and continues from none, which may be a champion.
+
+    It must not wait for its first Job while a long history is listed.
+    """
+    made = read_status(job).get("checkpoints") or RECORDED_RUN in (job["metadata"].get("annotations") or {})
+    return not made and not {"checkpoint", "champion"} & read_spec(job).get("baseModel", {}).keys()
+
+
 KIND: Final = KindRow(
     model=FineTuneJob,
     reconcile=reconcile,
@@ -131,4 +154,6 @@ KIND: Final = KindRow(
     contents=_contents,
     lock=budget_lock,
     awaited_budget=_awaited_budget,
+    compression=CompressionPolicy(is_ended, _phase),
+    needs_no_lists=_needs_no_lists,
 )

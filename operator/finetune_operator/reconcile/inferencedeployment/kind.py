@@ -120,4 +120,5 @@ KIND: Final = KindRow(
     own_indexers={BY_LINE: _by_line, BY_PROFILE: _by_profile, BY_STATE: _by_state},
     contents=_contents,
     lock=_lock,
+    is_listed_first=True,
 )
