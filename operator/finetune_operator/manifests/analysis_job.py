@@ -12,7 +12,7 @@ from finetune_operator.api.rollout_analysis import RolloutAnalysis
 from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN
 from finetune_operator.manifests.revision import Revision, api_keys_secret
-from finetune_operator.manifests.trainer_config import store_config
+from finetune_operator.manifests.trainer_config import owner_of_pod, store_config
 from finetune_operator.manifests.volumes import key_volume, parse_store, secret_mount
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import (
@@ -23,7 +23,7 @@ from finetune_trainer.contract.analysis import (
 )
 from finetune_trainer.contract.configs import MAX_ANALYZED_PODS, AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, CONFIG_ENV, SERVE_PORT, STORE_MOUNT
-from finetune_trainer.contract.references import Owner, StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import ANALYZE
 
 METRICS_PORT_NAME: Final = "metrics"
@@ -116,9 +116,7 @@ def analyze_config(
     """
     settings = endpoint.spec.strategy.analysis
     assert settings is not None  # noqa: S101 - the caller checks
-    owner = Owner(
-        kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
-    )
+    owner = owner_of_pod(endpoint)
     store, probe = StoreConfig(uri="", path=""), None
     if settings.probe is not None:
         store = store_config(revision.store, revision.store_credentials)

@@ -16,6 +16,7 @@ from finetune_operator.api.compute import NO_CHOICE, QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
 from finetune_operator.api.finetune_job_status import Prediction
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import GROUP, Resource, SecretReference
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answer_engine import (
@@ -461,7 +462,11 @@ def build_stage_job(
 
 def _never_ready(owner: Resource) -> Manifest:
     """Keep a pod of an endpoint's Job out of the Service of the endpoint, which may select all its pods."""
-    return {"readinessGates": [{"conditionType": NEVER_READY}]} if owner.kind == "InferenceDeployment" else {}
+    return (
+        {"readinessGates": [{"conditionType": NEVER_READY}]}
+        if owner.kind == InferenceDeployment.__name__
+        else {}
+    )
 
 
 def _completion(nodes: int) -> Manifest:

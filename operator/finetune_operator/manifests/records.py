@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from finetune_operator.api.checkpoint import (
     AdapterRecord,
     BaseModelRecord,
+    Checkpoint,
     CheckpointSpec,
     JobRecord,
     Lineage,
@@ -17,6 +18,7 @@ from finetune_operator.api.checkpoint import (
 from finetune_operator.api.dataset import RowSource
 from finetune_operator.api.dataset_version import (
     DatasetStatistics,
+    DatasetVersion,
     DatasetVersionSpec,
     SourceRecord,
     SplitRecord,
@@ -92,7 +94,7 @@ def build_dataset_version(
     )
     return {
         "apiVersion": API_VERSION,
-        "kind": "DatasetVersion",
+        "kind": DatasetVersion.__name__,
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
@@ -189,7 +191,7 @@ def build_checkpoint(
     )
     return {
         "apiVersion": API_VERSION,
-        "kind": "Checkpoint",
+        "kind": Checkpoint.__name__,
         "metadata": {
             "name": checkpoint_name(job.name, job.uid, result.step, result.digest),
             "namespace": job.namespace,

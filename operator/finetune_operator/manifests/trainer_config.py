@@ -9,7 +9,7 @@ What the builders of all configs get, and the parts of a config that follow from
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict, cast
+from typing import TypedDict
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Resource
@@ -65,6 +65,13 @@ class SharedFields(TypedDict):
     report: ReportTarget | None
 
 
+def owner_of_pod(owner: Resource) -> Owner:
+    """The object that a pod works for, as its config names it."""
+    return Owner.model_validate(
+        {"kind": owner.kind, "namespace": owner.namespace, "name": owner.name, "uid": owner.uid}
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StageInputs:
     """What the builders of all configs get."""
@@ -106,10 +113,7 @@ class StageInputs:
 
     @property
     def contract_owner(self) -> Owner:
-        kind = cast(
-            Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "Evaluation"], self.owner.kind
-        )
-        return Owner(kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid)
+        return owner_of_pod(self.owner)
 
     @property
     def store(self) -> StoreConfig:

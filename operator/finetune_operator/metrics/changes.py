@@ -11,6 +11,10 @@ from typing import Any, Final, get_args
 
 from prometheus_client import Counter
 
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.rollout_strategy import Strategy
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.process_metrics import (
@@ -41,16 +45,15 @@ def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifes
     """Count the changes from the status of `before` to that of `after`, two states of the same object."""
     namespace = after["metadata"].get("namespace", "")
     old, new = before.get("status") or {}, after.get("status") or {}
-    match after["kind"]:
-        case "FineTuneJob":
-            _finetunejob(metrics, namespace, old, new, _profiles(after))
-        case "Evaluation":
-            _stages(metrics, namespace, old, new, _profiles(after))
-        case "Checkpoint":
-            _checkpoint(metrics, namespace, old, new)
-        case "InferenceDeployment":
-            strategy = after.get("spec", {}).get("strategy", {}).get("type", Strategy().type)
-            _inferencedeployment(metrics, namespace, strategy, old, new)
+    if after["kind"] == FineTuneJob.__name__:
+        _finetunejob(metrics, namespace, old, new, _profiles(after))
+    elif after["kind"] == Evaluation.__name__:
+        _stages(metrics, namespace, old, new, _profiles(after))
+    elif after["kind"] == Checkpoint.__name__:
+        _checkpoint(metrics, namespace, old, new)
+    elif after["kind"] == InferenceDeployment.__name__:
+        strategy = after.get("spec", {}).get("strategy", {}).get("type", Strategy().type)
+        _inferencedeployment(metrics, namespace, strategy, old, new)
 
 
 def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest | None) -> None:

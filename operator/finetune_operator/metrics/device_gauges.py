@@ -4,11 +4,12 @@
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Final, get_args
+from typing import get_args
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.manifests.labels import OWNER_KIND, PROFILE
 from finetune_operator.observe.device_usage import (
     DeviceState,
@@ -19,13 +20,7 @@ from finetune_operator.observe.device_usage import (
 )
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.device_use import Calibration
-
-WORKLOADS: Final[Mapping[str, str]] = {
-    "FineTuneJob": "run",
-    "Evaluation": "evaluation",
-    "InferenceDeployment": "endpoint",
-}
-"""Values of the label `workload`, by the kind of the pods' owner. Only these kinds have pods with devices."""
+from finetune_operator.reconcile.registry import KIND_ROWS
 
 
 class DeviceCollector(Collector):
@@ -69,7 +64,7 @@ class DeviceCollector(Collector):
             labels=("profile",),
         )
         if self._active():
-            profiles = {profile["metadata"]["name"] for profile in self._objects["ComputeProfile"]}
+            profiles = {profile["metadata"]["name"] for profile in self._objects[ComputeProfile.__name__]}
             for labels, states in sorted(self._counted(profiles).items()):
                 for state in get_args(DeviceState):
                     devices.add_metric((*labels, state), states[state])
@@ -88,7 +83,8 @@ class DeviceCollector(Collector):
         for obj, state, pods in self._states():
             metadata = obj["metadata"]
             labels = metadata.get("labels") or {}
-            profile, workload = labels.get(PROFILE, ""), WORKLOADS.get(labels.get(OWNER_KIND, ""))
+            profile, owner = labels.get(PROFILE, ""), KIND_ROWS.get(labels.get(OWNER_KIND, ""))
+            workload = None if owner is None else owner.workload
             per_pod = devices_per_pod(obj)
             # Labels of pods are not trusted: a profile that does not exist would be a series without bound.
             if per_pod and workload is not None and profile in profiles:

@@ -19,7 +19,11 @@ from typing import Any, Final, NamedTuple
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.api.compute_profile import is_marked_default
+from finetune_operator.api.compute_profile import ComputeProfile, is_marked_default
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
@@ -271,8 +275,8 @@ class ObjectStateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         active = self._active()
         jobs, evaluations, datasets, endpoints, profiles = (
-            list(self._kinds[kind]) if active else []
-            for kind in ("FineTuneJob", "Evaluation", "Dataset", "InferenceDeployment", "ComputeProfile")
+            list(self._kinds[model.__name__]) if active else []
+            for model in (FineTuneJob, Evaluation, Dataset, InferenceDeployment, ComputeProfile)
         )
         yield _phases(jobs, self._settled() if active else {})
         yield _blocked((*jobs, *evaluations), datasets)
@@ -293,13 +297,13 @@ class ObjectStateCollector(Collector):
             labels=("kind",),
         )
         if active:
-            for kind, number in (
-                ("FineTuneJob", len(running)),
-                ("Dataset", len(faulty)),
-                ("InferenceDeployment", len(endpoints)),
-                ("ComputeProfile", len(shares)),
+            for model, number in (
+                (FineTuneJob, len(running)),
+                (Dataset, len(faulty)),
+                (InferenceDeployment, len(endpoints)),
+                (ComputeProfile, len(shares)),
             ):
-                dropped.add_metric((kind,), max(0, number - self._max_series))
+                dropped.add_metric((model.__name__,), max(0, number - self._max_series))
         yield dropped
 
     def _first(
@@ -388,7 +392,9 @@ def _phases(jobs: Iterable[Manifest], settled: Mapping[tuple[str, str], int]) ->
 def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
     waiting = {object_names(dataset): _blocking_reason(dataset) for dataset in datasets}
     reasons = Tally(
-        ("Dataset", namespace, reason) for (namespace, _), reason in waiting.items() if reason is not None
+        (Dataset.__name__, namespace, reason)
+        for (namespace, _), reason in waiting.items()
+        if reason is not None
     )
     for job in jobs:
         reason = _blocking_reason(job)

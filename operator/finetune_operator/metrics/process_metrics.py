@@ -28,6 +28,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 import finetune_operator
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import RevisionResult
 from finetune_operator.api.rollout_strategy import StrategyType
 from finetune_operator.api.stage_status import LOST_CAUSES
@@ -329,7 +330,7 @@ class SeriesRetention:
         """Drop the series of what was gone at the last sweep and is still gone."""
         namespaces, profiles = set(), set()
         for key in self._keys():
-            if key.kind == "ComputeProfile":
+            if key.kind == ComputeProfile.__name__:
                 profiles.add(key.name)
             else:
                 namespaces.add(key.namespace)

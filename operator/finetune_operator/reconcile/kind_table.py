@@ -137,6 +137,10 @@ class KindRow(Generic[R]):
     these passes, because the watch may not have delivered the last writes of the previous active process."""
     needs_no_lists: Callable[[Manifest], bool] = _needs_lists
     """Whether the pass for an object that is not being deleted does not depend on the kinds listed first."""
+    workload: str | None = None
+    """Value of the label `workload` of metrics about the devices of its pods; None if they have none."""
+    has_progress: bool = False
+    """Whether its pods report the progress of their stage."""
 
     @property
     def kind(self) -> str:

@@ -24,6 +24,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW, controller
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_trainer.contract.environment import REPORT_AUDIENCE
 
 
@@ -175,8 +176,6 @@ class ReviewedTokens(Generic[Result]):
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
-RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset", "Evaluation"})
-
 TRUSTED_SECONDS: Final = 300.0
 """Seconds for which the result of a token review is cached, if the token is accepted or denied."""
 DISTRUSTED_SECONDS: Final = 60.0
@@ -274,7 +273,8 @@ class Authorizer:
         return Caller(owner["kind"], namespace, owner["name"], owner["uid"], uid)
 
     def _is_run(self, namespace: str, owner: Manifest) -> bool:
-        if owner["kind"] not in RUN_KINDS:
+        row = KIND_ROWS.get(owner["kind"])
+        if row is None or not row.has_progress:
             return False
         run = self._stores[owner["kind"]].get(namespace, owner["name"])
         return run is not None and run["metadata"]["uid"] == owner["uid"]

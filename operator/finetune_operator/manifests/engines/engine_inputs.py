@@ -14,9 +14,9 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.revision import Revision, api_keys_secret
+from finetune_operator.manifests.trainer_config import owner_of_pod
 from finetune_operator.manifests.weights import WeightsReference
 from finetune_trainer.contract.environment import API_KEYS_MOUNT
-from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import DefaultSampling, ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
@@ -91,18 +91,11 @@ def serving_config(endpoint: InferenceDeployment, revision: Revision, contract: 
     )
 
 
-def endpoint_owner(endpoint: InferenceDeployment) -> Owner:
-    """The endpoint as its pods know it."""
-    return Owner(
-        kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
-    )
-
-
 def serve_config(endpoint: InferenceDeployment, revision: Revision, contract: int) -> ServeConfig:
     """The config of a revision's server. `contract` is the version that its reader knows."""
     return ServeConfig(
         contract=contract,
-        owner=endpoint_owner(endpoint),
+        owner=owner_of_pod(endpoint),
         base_folder=base_folder(revision),
         models=tuple(
             ServedModel(

@@ -40,4 +40,5 @@ KIND: Final = KindRow(
     relations=_relations,
     own_indexers={BY_STATE: _by_state},
     needs_no_lists=is_live,
+    has_progress=True,
 )

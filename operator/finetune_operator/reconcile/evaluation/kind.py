@@ -111,4 +111,6 @@ KIND: Final = KindRow(
     lock=budget_lock,
     awaited_budget=_awaited_budget,
     compression=CompressionPolicy(is_ended, _find_newest_measurement),
+    workload="evaluation",
+    has_progress=True,
 )

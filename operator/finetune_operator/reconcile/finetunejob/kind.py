@@ -156,4 +156,6 @@ KIND: Final = KindRow(
     awaited_budget=_awaited_budget,
     compression=CompressionPolicy(is_ended, _phase),
     needs_no_lists=_needs_no_lists,
+    workload="run",
+    has_progress=True,
 )

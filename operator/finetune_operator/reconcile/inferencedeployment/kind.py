@@ -121,4 +121,5 @@ KIND: Final = KindRow(
     contents=_contents,
     lock=_lock,
     is_listed_first=True,
+    workload="endpoint",
 )

@@ -111,7 +111,7 @@ def _name_of_maker(record: Record, snapshot: Snapshot) -> str:
     if isinstance(record, Checkpoint):
         return ""
     maker: Dataset | FineTuneJob | None
-    if record.metadata.labels.get(OWNER_KIND) == "FineTuneJob":
+    if record.metadata.labels.get(OWNER_KIND) == FineTuneJob.__name__:
         maker = snapshot.finetunejobs.get(record.spec.dataset)
         is_made = maker is None or is_finished(maker) or maker.status.resolved.dataset_version is not None
     else:

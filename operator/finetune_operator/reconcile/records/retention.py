@@ -16,6 +16,7 @@ from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import LiveComparison
 from finetune_operator.api.evaluation_resource import Evaluation
@@ -327,7 +328,7 @@ def _represents_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot
 
 def _version_limit(version: DatasetVersion, snapshot: Snapshot) -> tuple[int, str] | None:
     """The limit and the field that sets it; None if there is none or this is the latest version."""
-    if version.metadata.labels.get(OWNER_KIND) != "Dataset":
+    if version.metadata.labels.get(OWNER_KIND) != Dataset.__name__:
         return None
     dataset = snapshot.datasets.get(version.spec.dataset)
     if dataset is None or dataset.status.latest_version in {None, version.name}:

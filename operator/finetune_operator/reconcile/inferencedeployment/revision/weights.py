@@ -23,12 +23,11 @@ from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import CLAIM, DEPLOYMENT, JOB
 from finetune_operator.manifests.endpoint import FETCH_CONTAINER
-from finetune_operator.manifests.engines.engine_inputs import endpoint_owner
 from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import BASE_MODEL_JOB, stage_job_name
 from finetune_operator.manifests.model_cache import fill_config, whole_model
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.manifests.trainer_config import choose_trainer, store_config
+from finetune_operator.manifests.trainer_config import choose_trainer, owner_of_pod, store_config
 from finetune_operator.manifests.volumes import parse_source, parse_store, secret_mount, store_folder
 from finetune_operator.manifests.weights import WeightsReference, short_digest
 from finetune_operator.observe.pod_status import stage_of
@@ -134,7 +133,7 @@ def _build(
     trainer = choose_trainer(revision.profile, facts.trainer_image)
     config = MergeConfig(
         contract=trainer.contract,
-        owner=endpoint_owner(endpoint),
+        owner=owner_of_pod(endpoint),
         store=store_config(revision.store, secret),
         checkpoint=ArtifactRef(kind="checkpoints", digest=weights.digest),
         base_model=revision.base_digest,
@@ -221,7 +220,7 @@ class _Fill:
             self.endpoint,
             self.name,
             fill_config(
-                endpoint_owner(self.endpoint),
+                owner_of_pod(self.endpoint),
                 store_config(revision.store, secret),
                 self.claim,
                 revision,
@@ -371,7 +370,7 @@ class _Download:
             self.name,
             DownloadConfig(
                 contract=trainer.contract,
-                owner=endpoint_owner(self.endpoint),
+                owner=owner_of_pod(self.endpoint),
                 run=self.endpoint.uid,
                 store=store_config(self.store.uri, store_secret.name if store_secret else None),
                 base_model_uri=given.uri,
