@@ -73,8 +73,8 @@ class MemoryCluster:
         self.positions = UNKNOWN
         """Positions in all queues."""
         self._uids = 0
-        self._caches = Caches()
-        self._reader = SnapshotReader(self._caches)
+        self.caches = Caches()
+        self._reader = SnapshotReader(self.caches)
         self._watched: dict[ObjectKey, Manifest] = {}
         """Each object as the caches have it."""
         self._version = 0
@@ -143,7 +143,7 @@ class MemoryCluster:
             if _identity_of(self.objects.get(key)) != _identity_of(watched):
                 self._watch(self._watched.pop(key), "DELETED")
         for key, manifest in self.objects.items():
-            if key[0] in self._caches.by_kind and manifest != self._watched.get(key):
+            if key[0] in self.caches.by_kind and manifest != self._watched.get(key):
                 # A test may change the object in place, but not what the caches have.
                 self._watched[key] = deepcopy(manifest)
                 self._watch(self._watched[key], "MODIFIED")
@@ -152,7 +152,7 @@ class MemoryCluster:
     def _watch(self, manifest: Manifest, event: Literal["DELETED", "MODIFIED"]) -> None:
         self._version += 1
         metadata = {**manifest["metadata"], "resourceVersion": str(self._version)}
-        store = self._caches.by_kind[manifest["kind"]]
+        store = self.caches.by_kind[manifest["kind"]]
         (store.remove if event == "DELETED" else store.put)({**manifest, "metadata": metadata})
 
     def snapshot(self, kind: str, name: str) -> tuple[Resource, Snapshot]:
