@@ -11,6 +11,8 @@ import yaml
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.crd import KINDS
+from finetune_operator.reconcile.inputs.indexes import BY_PROFILE
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.runtime.process import INSTALLATION_MARK
 from finetune_operator.runtime.settings import Settings
 from hack.version import version
@@ -125,6 +127,45 @@ def test_people_and_the_operator_have_rights_on_every_kind(manifests: list[Manif
         for resource in rule["resources"]
     }
     assert operator == people == plurals
+
+
+def granted(manifests: list[Manifest], verb: str, *roles: str, suffix: str = "") -> set[str]:
+    """Plurals of the kinds on which these ClusterRoles grant the verb, or on whose subresource."""
+    of_kinds = {f"{kind.plural}{suffix}": kind.plural for kind in KINDS}
+    return {
+        of_kinds[resource]
+        for name in roles
+        for rule in named(manifests, "ClusterRole", name)["rules"]
+        if rule["apiGroups"] == ["finetune.dev"] and verb in rule["verbs"]
+        for resource in rule["resources"]
+        if resource in of_kinds
+    }
+
+
+def test_the_rights_on_a_kind_follow_from_its_row(manifests: list[Manifest]) -> None:
+    operator = ("finetune-operator", "finetune-operator-cluster")
+    rows = KIND_ROWS.values()
+    namespaced = {row.type.plural for row in rows if row.type.namespaced}
+    records = {row.type.plural for row in rows if row.is_record}
+    assert granted(manifests, "patch", *operator, suffix="/status") == {row.type.plural for row in rows}
+    assert granted(manifests, "create", *operator) == records
+    assert granted(manifests, "update", *operator, suffix="/finalizers") == namespaced - records
+    assert granted(manifests, "create", "finetune-operator-edit") == namespaced - records
+    assert granted(manifests, "delete", "finetune-operator-edit") == namespaced
+    definitions = next(
+        rule["resourceNames"]
+        for rule in named(manifests, "ClusterRole", operator[1])["rules"]
+        if rule["resources"] == ["customresourcedefinitions"] and rule["verbs"] == ["get"]
+    )
+    assert definitions == sorted(f"{row.type.plural}.finetune.dev" for row in rows)
+
+
+def test_the_policy_of_profiles_checks_every_kind_that_names_one(manifests: list[Manifest]) -> None:
+    policy = named(manifests, "ValidatingAdmissionPolicy", "finetune-operator-profile-use")
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert rule["resources"] == sorted(
+        row.type.plural for row in KIND_ROWS.values() if BY_PROFILE in row.indexers
+    )
 
 
 def test_admins_and_approvers_may_approve_and_nobody_else(manifests: list[Manifest]) -> None:

@@ -11,6 +11,8 @@ from typing import Final, get_args
 import pytest
 
 from finetune_operator import stage_table
+from finetune_operator.api.crd import KINDS
+from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_trainer import rows
 from finetune_trainer.contract import method, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
@@ -139,3 +141,20 @@ def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
         PRODUCT[0] / "api" / "pod_template.py",
     }
     assert named <= {source(stage_table), *(RECONCILE / module for module in STAGE_MODULES[name])}
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in KINDS])
+def test_the_name_of_a_kind_stands_in_the_api_and_its_package_only(name: str) -> None:
+    """Others name its model, or loop over the rows of the registry. Messages may contain names."""
+    of_kind = PRODUCT[0] / "api", RECONCILE / name.lower()
+    named = {
+        module
+        for module in PRODUCT[0].rglob("*.py")
+        if any(text == name for text in texts(module)) and not {*of_kind} & {*module.parents}
+    }
+    assert named == set()
+
+
+def test_a_kind_has_one_row_in_its_package() -> None:
+    for name, row in KIND_ROWS.items():
+        assert source(row.reconcile).parent == RECONCILE / name.lower()
