@@ -186,7 +186,7 @@ class _Named(Mapping[str, R]):
 
 
 class SnapshotReader:
-    """Reads the caches for passes and for `relations.related`.
+    """Reads the caches for passes and for `scheduling.related`.
 
     Args:
         caches: the caches.
