@@ -17,6 +17,7 @@ from hack.chart_schema import values_schema
 from hack.coming_page import coming_page
 from hack.dashboard import dashboards
 from hack.metrics_page import metrics_page
+from hack.reason_pages import conditions_page, failures_page
 from hack.version import versioned_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,8 @@ def generated() -> dict[Path, str]:
         **{ROOT / "docs" / name: text for name, text in api_pages().items()},
         ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "docs" / "coming-from.md": coming_page(),
+        ROOT / "docs" / "conditions.md": conditions_page(),
+        ROOT / "docs" / "failures.md": failures_page(),
         **{
             ROOT / "charts" / "finetune-operator" / "dashboards" / name: text
             for name, text in dashboards().items()

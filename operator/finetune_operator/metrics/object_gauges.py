@@ -28,7 +28,8 @@ from finetune_operator.observe.pod_status import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import ENDED
 from finetune_operator.reconcile.platform.budgets import read_used_shares
-from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
+from finetune_operator.status.explanations import UNDER_WAY
+from finetune_operator.status.reasons import ConditionType, Reason
 
 
 def object_names(obj: Manifest) -> tuple[str, str]:

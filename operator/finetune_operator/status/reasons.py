@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All reasons of conditions and events."""
+"""All reasons of conditions and events; `explanations` says what each means, `failures` what to do."""
 
 from enum import StrEnum
-from typing import Final
 
 
 class ConditionType(StrEnum):
@@ -29,7 +28,6 @@ class ConditionType(StrEnum):
 class Reason(StrEnum):
     """Reasons of conditions; failed stages also use those of the contract's `FailureReason`."""
 
-    # under way
     PREPARING = "Preparing"
     PREFLIGHT = "Preflight"
     QUEUED = "Queued"
@@ -57,7 +55,6 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     CANCELLING = "Cancelling"
     CLEANING_UP = "CleaningUp"
-    # done
     SUCCEEDED = "Succeeded"
     RESTORED = "Restored"
     SUSPENDED = "Suspended"
@@ -74,10 +71,8 @@ class Reason(StrEnum):
     AWAITING_APPROVAL = "AwaitingApproval"
     PROMOTION_DISABLED = "PromotionDisabled"
     REJECTED = "Rejected"
-    # information only
     FIELDS_IGNORED = "FieldsIgnored"
     LIST_FULL = "ListFull"
-    # blocked until a user acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_INVALID = "ProfileInvalid"
@@ -127,7 +122,6 @@ class Reason(StrEnum):
     PARALLELISM_CHANGED = "ParallelismChanged"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
-    # failed
     NOT_IMPLEMENTED = "NotImplemented"
     NAME_CONFLICT = "NameConflict"
     INVALID_SPEC = "InvalidSpec"
@@ -147,29 +141,6 @@ class Reason(StrEnum):
     ROLLOUT_FAILED = "RolloutFailed"
     ROLLED_BACK = "RolledBack"
     UNSUPPORTED_BY_ENGINE = "UnsupportedByEngine"
-
-
-UNDER_WAY: Final = frozenset(
-    {
-        *(Reason.PREPARING, Reason.PREFLIGHT, Reason.QUEUED, Reason.TRAINING, Reason.EVALUATING),
-        *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
-        *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
-        Reason.WAITING_FOR_CHAMPION,
-        Reason.CANCELLING,
-        Reason.SCORING,
-        Reason.STORING_BASE_MODEL,
-        Reason.MERGING,
-        Reason.FILLING_MODEL_CACHE,
-        Reason.PREVIEW,
-        Reason.CANARY,
-        Reason.NO_CAPACITY_FOR_SURGE,
-        Reason.UNSCHEDULABLE,
-        Reason.ROUTE_PENDING,
-        Reason.BUDGET_EXHAUSTED,
-        Reason.BUDGET_NOT_COUNTED,
-    }
-)
-"""Reasons of `Reconciling` that need no user action; with any other reason the object is blocked."""
 
 
 class EventReason(StrEnum):

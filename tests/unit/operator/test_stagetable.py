@@ -11,7 +11,7 @@ from finetune_operator.api.meta import Model
 from finetune_operator.api.pod_template import DEVICE_STAGES, SIZED_STAGES, PodStage
 from finetune_operator.api.stage_status import RetryStatus, StageStatus, StageUsage
 from finetune_operator.stage_table import SERVE_PODS, STAGES, Queue, pod_names
-from finetune_operator.status.reasons import UNDER_WAY
+from finetune_operator.status.explanations import UNDER_WAY
 from finetune_trainer.contract.vocabulary import ResultStage, Stage
 
 WITH_RESULTS = [name for name, row in STAGES.items() if row.running is not None]

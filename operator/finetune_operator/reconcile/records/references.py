@@ -16,7 +16,8 @@ from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, Working
 from finetune_operator.status.conditions import find_condition, is_true
-from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
+from finetune_operator.status.explanations import UNDER_WAY
+from finetune_operator.status.reasons import ConditionType, Reason
 
 
 def run_of(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
