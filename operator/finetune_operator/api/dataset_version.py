@@ -19,6 +19,7 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
+from finetune_trainer.contract.results import DataStatisticsFields
 from finetune_trainer.contract.vocabulary import SourceSplits, SplitName
 
 MAX_LOCATIONS: Final = 5
@@ -48,49 +49,9 @@ class SourceRecord(Model):
     test: Annotated[int, Field(ge=0, description="Number of its rows in the test split.")] = 0
 
 
-class DatasetStatistics(Model):
+class DatasetStatistics(DataStatisticsFields, Model):
     """Statistics of the content. Lengths are in characters."""
 
-    source_rows: Annotated[int, Field(ge=0, description="Number of rows in the sources.")] = 0
-    invalid_rows: Annotated[int, Field(ge=0, description="Number of invalid rows.")] = 0
-    duplicate_rows: Annotated[
-        int, Field(ge=0, description="Number of exact duplicates, which were removed.")
-    ] = 0
-    near_duplicate_rows: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Number of near duplicates. They were removed if cleaning.nearDuplicates is Remove.",
-        ),
-    ] = 0
-    leaked_rows: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Number of rows that were removed from training because a held-out row is the same,"
-            " nearly the same, or in the same group.",
-        ),
-    ] = 0
-    conflicting_rows: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Number of rows with the input of another row and another answer. They were kept.",
-        ),
-    ] = 0
-    prompt_characters_mean: Annotated[
-        float, Field(ge=0, description="Mean length of the prompts, in characters.")
-    ] = 0
-    prompt_characters_max: Annotated[
-        int, Field(ge=0, description="Max length of the prompts, in characters.")
-    ] = 0
-    completion_characters_mean: Annotated[
-        float, Field(ge=0, description="Mean length of the completions, in characters.")
-    ] = 0
-    completion_characters_max: Annotated[
-        int, Field(ge=0, description="Max length of the completions, in characters.")
-    ] = 0
-    distinct_completions: Annotated[int, Field(ge=0, description="Number of distinct completions.")] = 0
     untested_answers: Annotated[
         int | None,
         Field(

@@ -27,7 +27,8 @@ from finetune_operator.api.training import (
     ResolvedHyperparameters,
     ResolvedLoRA,
 )
-from finetune_trainer.contract.prediction import MAX_CHOSEN, Verdict
+from finetune_trainer.contract.prediction import MAX_CHOSEN, PredictionFields
+from finetune_trainer.contract.results import TrainingFigureFields, TrainingLossFields
 from finetune_trainer.contract.vocabulary import Stage
 
 MAX_ADVICE: Final = 4
@@ -113,32 +114,9 @@ class MeasuredTraining(Model):
     ] = None
 
 
-class Prediction(Model):
+class Prediction(PredictionFields, Model):
     """What training will take, as preflight predicts it from one fake step."""
 
-    verdict: Annotated[
-        Verdict,
-        Field(
-            description="Fits: the peak is below 0.9 of a device's memory. Tight: below 1.15. TooLarge: above"
-            " it. Unknown: the memory of the devices is unknown."
-        ),
-    ] = "Unknown"
-    device_memory_bytes: Annotated[int, Field(description="Peak memory of one device, in bytes.")]
-    device_memory_available_bytes: Annotated[
-        int | None, Field(description="Memory of one device, in bytes. Absent: unknown.")
-    ] = None
-    host_memory_bytes: Annotated[
-        int, Field(description="Peak memory of one train pod outside of its devices, in bytes.")
-    ]
-    weights_bytes: Annotated[
-        int | None,
-        Field(
-            description="Size of the base model's weights as evaluation loads them, in bytes: for QLoRA in 4"
-            " bits. If one device does not hold them, evaluate pods request compute.devices. Absent: unknown."
-        ),
-    ] = None
-    state_bytes: Annotated[int, Field(description="Size of one saved resume state, in bytes.")]
-    flops: Annotated[float, Field(description="Floating-point operations of all steps on all devices.")]
     device: Annotated[
         str | None, Field(max_length=63, description="Product name of the devices. Absent: unknown.")
     ] = None
@@ -304,16 +282,9 @@ class ProgressStatus(Model):
     ] = None
 
 
-class TrainingStatus(Model):
-    """Results of the finished train stage. Losses are in nats per token; DPO, KTO and ORPO: per row."""
+class _TrainingRewards(TrainingLossFields):
+    """Rewards of the best Checkpoint. In a CRD, fields of a base come before those of a class."""
 
-    steps: Annotated[int, Field(description="Number of optimizer steps made.")]
-    train_loss: Annotated[
-        float | None, Field(description="Mean training loss of the last complete epoch.")
-    ] = None
-    validation_loss: Annotated[
-        float | None, Field(description="Validation loss after the last complete epoch.")
-    ] = None
     reward_accuracy: Annotated[
         float | None,
         Field(
@@ -328,31 +299,11 @@ class TrainingStatus(Model):
             " Checkpoint."
         ),
     ] = None
-    tokens: Annotated[int, Field(description="Number of tokens read, without padding.")] = 0
-    tokens_per_second: Annotated[
-        float | None,
-        Field(
-            description="Mean tokens per second of the whole run, including validation and saving, without"
-            " lost work."
-        ),
-    ] = None
-    device_memory_bytes: Annotated[
-        int | None, Field(description="Peak memory of the last pod, in bytes, measured as in progress.")
-    ] = None
-    restarts: Annotated[int, Field(description="Number of times that training restarted.")] = 0
-    lost_device_seconds: Annotated[
-        float,
-        Field(
-            description="Device seconds of training that ended pods had not saved and later pods repeated:"
-            " the seconds, times the number of processes."
-        ),
-    ] = 0
-    report_uri: Annotated[
-        str | None,
-        Field(
-            description="URI of the HTML page with the loss curve, in the store. report.json is next to it."
-        ),
-    ] = None
+
+
+class TrainingStatus(TrainingFigureFields, _TrainingRewards, Model):
+    """Results of the finished train stage. Losses are in nats per token; DPO, KTO and ORPO: per row."""
+
     learning_curve: Annotated[
         LearningCurve | None,
         Field(description="Learning curve of the run, if spec.learningCurve requests it."),

@@ -38,6 +38,7 @@ from finetune_trainer.contract.method import (
     types_of,
     types_where,
 )
+from finetune_trainer.contract.results import LearningCurvePointFields
 from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, join_names
 
 MAX_ARGUMENTS: Final = 16
@@ -255,35 +256,8 @@ class RequestedLearningCurve(Model):
         return tuple(sorted(share for share in self.shares if share < 1))
 
 
-class LearningCurvePoint(Model):
+class LearningCurvePoint(LearningCurvePointFields, Model):
     """A training on a share of the rows. Losses are in the unit of status.training."""
-
-    share: Annotated[float, Field(description="Share of the training rows; 1 for the run itself.")]
-    rows: Annotated[int, Field(description="Number of training rows.")]
-    loss: Annotated[
-        float | None, Field(description="Lowest validation loss. Absent: the training failed.")
-    ] = None
-    loss_low: Annotated[
-        float | None,
-        Field(
-            description="Lower bound of the 95 % interval of the loss. Absent: fewer than 20 validation rows."
-        ),
-    ] = None
-    loss_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
-    gain: Annotated[
-        float | None,
-        Field(
-            description="Loss of the previous point minus that of this one, on the same rows; positive if the"
-            " loss fell."
-        ),
-    ] = None
-    gain_low: Annotated[
-        float | None, Field(description="Lower bound of the 95 % interval of the gain, paired by row.")
-    ] = None
-    gain_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
-    problem: Annotated[
-        str | None, Field(max_length=512, description="Why the training failed or was left out.")
-    ] = None
 
 
 class LearningCurve(Model):

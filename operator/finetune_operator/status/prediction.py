@@ -13,7 +13,14 @@ from finetune_operator.api.finetune_job_status import MeasuredTraining, Predicti
 from finetune_operator.api.stage_status import StageStatus
 from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.status.conditions import shorten
-from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict, find_card, gibibytes
+from finetune_trainer.contract.prediction import (
+    MAX_CHOSEN,
+    DeviceFacts,
+    PredictionFields,
+    Verdict,
+    find_card,
+    gibibytes,
+)
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
 MAX_SENTENCE_LENGTH: Final = 256
@@ -38,13 +45,8 @@ def predicted_status(predicted: Predicted, devices: TrainDevices) -> Prediction:
     verdict: Verdict = predicted.verdict if predicted.verdict in get_args(Verdict) else "Unknown"
     facts = devices.facts or DeviceFacts()
     return Prediction(
+        **predicted.model_dump(include=set(PredictionFields.model_fields) - {"verdict"}),
         verdict=verdict,
-        device_memory_bytes=predicted.device_memory_bytes,
-        device_memory_available_bytes=predicted.device_memory_available_bytes,
-        host_memory_bytes=predicted.host_memory_bytes,
-        weights_bytes=predicted.weights_bytes,
-        state_bytes=predicted.state_bytes,
-        flops=predicted.flops,
         device=facts.product,
         peak_teraflops=facts.peak_teraflops,
         seconds_low=None if low is None else round(low),

@@ -4,15 +4,17 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from finetune_operator.api.dataset_version import DatasetStatistics
 from finetune_operator.api.serving import DefaultSampling
 from finetune_operator.api.training import (
     Hyperparameters,
+    LearningCurvePoint,
     LoRA,
     Preference,
     ResolvedHyperparameters,
     ResolvedLoRA,
 )
-from finetune_trainer.contract import hyperparameters, method, serving
+from finetune_trainer.contract import hyperparameters, method, results, serving
 from finetune_trainer.contract.evaluation import MetricOptions
 
 OF_OTHER_PARTS = {"save_every_steps", "validate_every_steps", "early_stopping_patience", "on_long_rows"}
@@ -25,6 +27,8 @@ PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
     (ResolvedLoRA, method.LoRA, set()),
     (Preference, method.Preference, set()),
     (DefaultSampling, serving.DefaultSampling, set()),
+    (DatasetStatistics, results.DataStatistics, set()),
+    (LearningCurvePoint, results.LearningCurvePoint, set()),
 ]
 
 
@@ -41,6 +45,8 @@ def test_the_contract_sends_the_fields_of_the_api(
         (Hyperparameters, hyperparameters.RequestedHyperparameters, {"epochs": 1001}),
         (LoRA, method.RequestedLoRA, {"target_modules": tuple(map(str, range(33)))}),
         (Preference, method.Preference, {"desirable_weight": 1001.0}),
+        (DatasetStatistics, results.DataStatistics, {"source_rows": -1}),
+        (LearningCurvePoint, results.LearningCurvePoint, {"share": 1.0, "rows": 9, "problem": "x" * 513}),
     ],
 )
 def test_a_value_beyond_the_bounds_of_the_api_is_data_for_the_contract(

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import Contract, SharedPart
 
@@ -118,21 +118,37 @@ class DeviceFacts(SharedPart):
     """Peak of dense bf16 matrix products, in 10^12 floating-point operations per second."""
 
 
-class Prediction(Contract):
-    """What training will take, from one fake step of the real config."""
+class PredictionFields(BaseModel):
+    """What training will need, from one fake step of the real config."""
 
-    device_memory_bytes: int
-    """Peak memory of one device, in bytes."""
-    device_memory_available_bytes: int | None = None
-    """Memory of one device, in bytes; None if it is unknown."""
-    host_memory_bytes: int
-    """Peak memory of one pod of train outside of its devices, in bytes."""
-    weights_bytes: int | None = None
-    """Size of the base model's weights as evaluation and serving load them, in bytes: for QLoRA in 4 bits."""
-    state_bytes: int
-    """Size of one saved resume state of the whole run, in bytes."""
-    flops: float
-    """Floating-point operations of all training steps on all devices."""
+    verdict: Annotated[
+        Verdict,
+        Field(
+            description="Fits: the peak is below 0.9 of a device's memory. Tight: below 1.15. TooLarge: above"
+            " it. Unknown: the memory of the devices is unknown."
+        ),
+    ] = "Unknown"
+    device_memory_bytes: Annotated[int, Field(description="Peak memory of one device, in bytes.")]
+    device_memory_available_bytes: Annotated[
+        int | None, Field(description="Memory of one device, in bytes. Absent: unknown.")
+    ] = None
+    host_memory_bytes: Annotated[
+        int, Field(description="Peak memory of one train pod outside of its devices, in bytes.")
+    ]
+    weights_bytes: Annotated[
+        int | None,
+        Field(
+            description="Size of the base model's weights as evaluation loads them, in bytes: for QLoRA in 4"
+            " bits. If one device does not hold them, evaluate pods request compute.devices. Absent: unknown."
+        ),
+    ] = None
+    state_bytes: Annotated[int, Field(description="Size of one saved resume state, in bytes.")]
+    flops: Annotated[float, Field(description="Floating-point operations of all steps on all devices.")]
+
+
+class Prediction(PredictionFields, Contract):
+    """What training will take, as the trainer predicts it without prices."""
+
     seconds_low: float | None = None
     """Lower bound of the duration of all training steps, in seconds; None if the device's peak is unknown.
 
@@ -143,6 +159,5 @@ class Prediction(Contract):
     """Model FLOPs utilization that the seconds assume: share of the device's peak."""
     mfu_assumed: bool = False
     """Whether `mfu` is an assumption instead of the median of finished runs."""
-    verdict: Verdict = "Unknown"
     chosen: Annotated[tuple[str, ...], Field(max_length=MAX_CHOSEN)] = ()
     """Sentences that say which settings preflight chose to fit the device, and why."""

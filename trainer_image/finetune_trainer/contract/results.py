@@ -10,10 +10,12 @@ Results of the stages, written when the stage ends.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final, Literal, Self, cast
+from typing import Annotated, Final, Literal, Self, cast
+
+from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.analysis import AnalyzeResult
-from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest, lenient_validator
+from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest, SharedPart, lenient_validator
 from finetune_trainer.contract.evaluation import CheckFinding, EngineVersion, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA, Preference
@@ -70,23 +72,39 @@ OUTLOOKS: Final[Mapping[Outlook, str]] = {
 """What a learning curve says about more rows, as a sentence without its period."""
 
 
-class LearningCurvePoint(Contract):
+class LearningCurvePointFields(BaseModel):
     """A training on a share of the rows. Losses are in the trainer's unit, intervals two-sided at 95 %."""
 
-    share: float
-    """Share of the training rows; 1 for the run itself."""
-    rows: int
-    """Number of training rows."""
-    loss: float | None = None
-    """Lowest validation loss; None if the training failed."""
-    loss_low: float | None = None
-    loss_high: float | None = None
-    gain: float | None = None
-    """Loss of the previous point minus that of this one, on the same rows; positive if the loss fell."""
-    gain_low: float | None = None
-    gain_high: float | None = None
-    problem: str | None = None
-    """Why the training failed, as a sentence without its period."""
+    share: Annotated[float, Field(description="Share of the training rows; 1 for the run itself.")]
+    rows: Annotated[int, Field(description="Number of training rows.")]
+    loss: Annotated[
+        float | None, Field(description="Lowest validation loss. Absent: the training failed.")
+    ] = None
+    loss_low: Annotated[
+        float | None,
+        Field(
+            description="Lower bound of the 95 % interval of the loss. Absent: fewer than 20 validation rows."
+        ),
+    ] = None
+    loss_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
+    gain: Annotated[
+        float | None,
+        Field(
+            description="Loss of the previous point minus that of this one, on the same rows; positive if the"
+            " loss fell."
+        ),
+    ] = None
+    gain_low: Annotated[
+        float | None, Field(description="Lower bound of the 95 % interval of the gain, paired by row.")
+    ] = None
+    gain_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
+    problem: Annotated[
+        str | None, Field(max_length=512, description="Why the training failed or was left out.")
+    ] = None
+
+
+class LearningCurvePoint(LearningCurvePointFields, SharedPart):
+    """A training on a share of the rows. `problem` is a sentence without its period."""
 
 
 class LearningCurve(Contract):
@@ -108,23 +126,54 @@ class SplitRecord(Contract):
     digest: Digest
 
 
-class DataStatistics(Contract):
+class DataStatisticsFields(BaseModel):
     """Statistics of the rows, in rows and characters."""
 
-    source_rows: int = 0
-    invalid_rows: int = 0
-    duplicate_rows: int = 0
-    near_duplicate_rows: int = 0
-    """Near duplicates found. Whether they are removed depends on `cleaning`."""
-    leaked_rows: int = 0
-    """Rows removed from training because a held-out row is the same or nearly the same."""
-    conflicting_rows: int = 0
-    """Kept rows with the input of another row and a different answer."""
-    prompt_characters_mean: float = 0
-    prompt_characters_max: int = 0
-    completion_characters_mean: float = 0
-    completion_characters_max: int = 0
-    distinct_completions: int = 0
+    source_rows: Annotated[int, Field(ge=0, description="Number of rows in the sources.")] = 0
+    invalid_rows: Annotated[int, Field(ge=0, description="Number of invalid rows.")] = 0
+    duplicate_rows: Annotated[
+        int, Field(ge=0, description="Number of exact duplicates, which were removed.")
+    ] = 0
+    near_duplicate_rows: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of near duplicates. They were removed if cleaning.nearDuplicates is Remove.",
+        ),
+    ] = 0
+    leaked_rows: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of rows that were removed from training because a held-out row is the same,"
+            " nearly the same, or in the same group.",
+        ),
+    ] = 0
+    conflicting_rows: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of rows with the input of another row and another answer. They were kept.",
+        ),
+    ] = 0
+    prompt_characters_mean: Annotated[
+        float, Field(ge=0, description="Mean length of the prompts, in characters.")
+    ] = 0
+    prompt_characters_max: Annotated[
+        int, Field(ge=0, description="Max length of the prompts, in characters.")
+    ] = 0
+    completion_characters_mean: Annotated[
+        float, Field(ge=0, description="Mean length of the completions, in characters.")
+    ] = 0
+    completion_characters_max: Annotated[
+        int, Field(ge=0, description="Max length of the completions, in characters.")
+    ] = 0
+    distinct_completions: Annotated[int, Field(ge=0, description="Number of distinct completions.")] = 0
+
+
+class DataStatistics(DataStatisticsFields, SharedPart):
+    """Statistics that `prepare` reports."""
+
     untested_answers: int = 0
     """Distinct completions with training rows and without a test row, if the completions are labels."""
 
@@ -290,28 +339,55 @@ class RepeatedTraining(Contract):
 MAX_REPEATS: Final = 8
 
 
-class TrainResult(Contract):
+class TrainingLossFields(BaseModel):
+    """Steps and losses of a training. Losses are in nats per token; DPO, KTO and ORPO: per row."""
+
+    steps: Annotated[int, Field(description="Number of optimizer steps made.")]
+    train_loss: Annotated[
+        float | None, Field(description="Mean training loss of the last complete epoch.")
+    ] = None
+    validation_loss: Annotated[
+        float | None, Field(description="Validation loss after the last complete epoch.")
+    ] = None
+
+
+class TrainingFigureFields(BaseModel):
+    """What a training took, and where its report is."""
+
+    tokens: Annotated[int, Field(description="Number of tokens read, without padding.")] = 0
+    tokens_per_second: Annotated[
+        float | None,
+        Field(
+            description="Mean tokens per second of the whole run, including validation and saving, without"
+            " lost work."
+        ),
+    ] = None
+    device_memory_bytes: Annotated[
+        int | None, Field(description="Peak memory of the last pod, in bytes, measured as in progress.")
+    ] = None
+    restarts: Annotated[int, Field(description="Number of times that training restarted.")] = 0
+    lost_device_seconds: Annotated[
+        float,
+        Field(
+            description="Device seconds of training that ended pods had not saved and later pods repeated:"
+            " the seconds, times the number of processes."
+        ),
+    ] = 0
+    report_uri: Annotated[
+        str | None,
+        Field(
+            description="URI of the HTML page with the loss curve, in the store. report.json is next to it."
+        ),
+    ] = None
+
+
+class TrainResult(TrainingFigureFields, TrainingLossFields, Contract):
     """Result of `train`."""
 
-    steps: int
-    train_loss: float | None = None
-    """Mean per token of the last complete epoch."""
-    validation_loss: float | None = None
-    """Validation loss after the last complete epoch."""
-    tokens: int = 0
-    tokens_per_second: float | None = None
-    """Mean of the whole run, including validation and saving, excluding lost work."""
-    device_memory_bytes: int | None = None
-    """Peak of the last pod, as in `Progress`."""
-    restarts: int = 0
-    lost_device_seconds: float = 0
-    """Seconds of training repeated because pods ended before they saved it, times the run's processes."""
     repeats: tuple[RepeatedTraining, ...] = ()
     """Parts of `lost_device_seconds`: the last `MAX_REPEATS`. A termination message may omit them."""
     loss_curve: tuple[LossPoint, ...] = ()
     """At most 32 points. A termination message may omit them."""
-    report_uri: str | None = None
-    """URI of the page in the store. Its folder has `report.json`."""
     stopped_early: bool = False
     """Whether training stopped before the last step, because the validation loss no longer fell."""
     overfit: bool = False
