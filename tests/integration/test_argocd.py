@@ -12,7 +12,7 @@ from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.passes import PassOutcome
 from tests.integration.judges import STATES, argo_health, kstatus, state
-from tests.unit.operator.goldencases import CASES, GOLDEN, key, load
+from tests.unit.operator.goldencases import CASES, GOLDEN, key, load, reviewed
 from tests.unit.operator.test_kstatus import BLOCKED, DONE, FAILED, SUSPENDED, WORKING, after, resource
 
 FOLDER: Final = Path(__file__).parents[2] / "examples" / "gitops" / "argocd"
@@ -39,9 +39,9 @@ def reconciled() -> Iterable[Manifest]:
     """
     for case in CASES:
         given = load(GOLDEN / "input" / f"{case}.yaml")
-        plan = yaml.safe_load((GOLDEN / "output" / f"{case}.yaml").read_text())
+        plan = reviewed(GOLDEN / "output" / f"{case}.yaml")
         (manifest,) = (each for each in given.objects if key(each) == given.reconcile)
-        status = plan.get("status", manifest.get("status"))
+        status = plan.get("status") or manifest["status"]
         metadata = manifest["metadata"] | {"generation": status["observedGeneration"]}
         if "deletionTimestamp" not in metadata:
             yield manifest | {"metadata": metadata, "status": status}

@@ -12,10 +12,10 @@ import yaml
 from finetune_operator.manifests.labels import ANALYZED
 from finetune_operator.stage_table import STAGES, find_row
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
+from tests.unit.operator.goldencases import GOLDEN, reviewed
 from tests.unit.test_chart_templates import rendered
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "output"
 STAGE = "finetune.dev/stage"
 Labels = dict[str, str]
 
@@ -44,8 +44,8 @@ def selects(selector: dict[str, Any], labels: Labels) -> bool:
 
 def pod_labels() -> Iterator[Labels]:
     """Labels of all pods in the expected plans."""
-    for file in sorted(GOLDEN.glob("*.yaml")):
-        for created in yaml.safe_load(file.read_text()).get("create") or ():
+    for file in sorted((GOLDEN / "output").glob("*.yaml")):
+        for created in reviewed(file).get("create") or ():
             manifest = created.get("manifest", created)
             if manifest.get("kind") in {"Job", "Deployment"}:
                 yield manifest["spec"]["template"]["metadata"]["labels"]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.chartvalues import documented_values
+from tests.unit.operator.goldencases import GOLDEN, reviewed
 from tests.unit.test_alerts import RECORDING_FILE, RULES_FILE, promtool
 from tests.unit.test_chart_templates import Manifest, named, rendered
 from tools.cluster.toolchain import program
@@ -37,8 +38,8 @@ def chart() -> list[Manifest]:
 def pod_templates(chart: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Every kind of pod: the operator's own, and those of its golden files, by stage."""
     yield "operator", named(chart, "Deployment")["spec"]["template"]
-    for path in sorted((ROOT / "tests" / "golden" / "output").iterdir()):
-        for create in yaml.safe_load(path.read_text()).get("create", ()):
+    for path in sorted((GOLDEN / "output").iterdir()):
+        for create in reviewed(path).get("create", ()):
             manifest = create["manifest"]
             if manifest["kind"] in {"Job", "Deployment"}:
                 template = manifest["spec"]["template"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of the golden tests: base objects, and merge patches for those that a case changes.
+"""Cases of the golden tests: base objects or another case, merge patches of those, and the reviewed plan.
 
 tests/golden/README.md describes the files.
 """
@@ -59,12 +59,18 @@ class Case:
 
 
 def load(path: Path, bases: Path = GOLDEN / "base") -> Case:
-    """Read a case.
+    """Read a case, which may state the case that it differs from.
 
     Raises:
-        ValueError: it names a base object that does not exist, or patches one that it does not name.
+        ValueError: it names a base object that does not exist, or patches one that it does not name, or its
+            base has a base.
     """
     head, *documents = _documents(path)
+    inherited: list[Any] = []
+    if "base" in head:
+        base_head, *inherited = _documents(path.with_stem(_base(path, head)))
+        head = merged(base_head, head, by_name=True)
+        del head["base"]
     objects: dict[str, Manifest] = {}
     for file, names in head["given"].items():
         base = base_objects(bases / f"{file}.yaml")
@@ -72,6 +78,9 @@ def load(path: Path, bases: Path = GOLDEN / "base") -> Case:
             if name not in base:
                 raise ValueError(f"{path}: {file}.yaml has no {name}")
             objects[name] = base[name]
+    for document in inherited:
+        if (name := key(document)) in objects or "apiVersion" in document:
+            objects[name] = merged(objects.get(name), document, by_name=True)
     for document in documents:
         name = key(document)
         if (name in objects) == ("apiVersion" in document):
@@ -79,8 +88,34 @@ def load(path: Path, bases: Path = GOLDEN / "base") -> Case:
                 f"{path}: {name} is {'a base object' if name in objects else 'no base object of this case'}:"
                 " a patch has no apiVersion, and any other object has one"
             )
-        objects[name] = merged(objects.get(name), document)
+        objects[name] = merged(objects.get(name), document, by_name=True)
     return Case(**head, objects=tuple(objects.values()))
+
+
+def reviewed(path: Path) -> dict[str, Any]:
+    """The reviewed plan of a case, which may be a patch of that of another case.
+
+    Raises:
+        ValueError: its base has a base.
+    """
+    (plan,) = _documents(path)
+    if "base" not in plan:
+        return dict(plan)
+    (base,) = _documents(path.with_stem(_base(path, plan)))
+    del plan["base"]
+    return dict(merged(base, plan, by_name=True))
+
+
+def base_of(path: Path) -> str | None:
+    """The case that the input or the reviewed plan of a case differs from, if it states one."""
+    return next(_documents(path)).get("base") if path.exists() else None
+
+
+def _base(path: Path, head: dict[str, Any]) -> str:
+    base = str(head["base"])
+    if base_of(path.with_stem(base)) is not None:
+        raise ValueError(f"{path}: its base {base} has a base")
+    return base
 
 
 @functools.cache

@@ -3,14 +3,12 @@
 
 import tracemalloc
 
-import yaml
-
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import READ_PREFIXES, Caches
 from finetune_operator.runtime.snapshots import MAX_SETTLED_MODELS, Models
-from tests.unit.operator.goldencases import GOLDEN, load
+from tests.unit.operator.goldencases import GOLDEN, load, reviewed
 
 METADATA = {"name": "run-train", "namespace": "team", "uid": "u", "resourceVersion": "1"}
 CONTAINER = {"name": "trainer", "image": "trainer:1", "env": [{"name": "CONFIG", "value": "{}"}]}
@@ -215,7 +213,7 @@ def test_the_marks_of_everything_that_the_operator_writes_are_kept() -> None:
     """Otherwise it would find each of its objects changed by others in every pass."""
     keys: set[str] = set()
     for path in (GOLDEN / "output").glob("*.yaml"):
-        planned = yaml.safe_load(path.read_text())
+        planned = reviewed(path)
         for manifest in [*planned.get("create", ()), *planned.get("apply", ())]:
             for marks in ("labels", "annotations"):
                 keys |= (manifest.get("manifest", manifest)["metadata"].get(marks) or {}).keys()
