@@ -73,6 +73,12 @@ def claim(name: str) -> Object:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
+def left_out(manifest: Object) -> Object:
+    """The patch with which kustomize leaves an object out."""
+    identity = {key: manifest[key] for key in ("apiVersion", "kind", "metadata")}
+    return {**identity, "$patch": "delete"}
+
+
 def credentials(name: str) -> Object:
     return {
         "apiVersion": "v1",

@@ -44,14 +44,14 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     items = (item for item in request.session.items if isinstance(item, pytest.Function))
     selected = {item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
     left_out = [
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "artifacts"}},
+        manifests.claim("artifacts"),
         *(manifests.of("Dataset", name, {}) for name in FORMATS if name not in selected),
     ]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(EXAMPLES, folder)],
-        "patches": [{"patch": yaml.safe_dump({**each, "$patch": "delete"})} for each in left_out],
+        "patches": [{"patch": yaml.safe_dump(manifests.left_out(each))} for each in left_out],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")

@@ -52,12 +52,7 @@ def overlay(folder: Path) -> Path:
         "patches": [
             {"patch": yaml.safe_dump(patch)}
             for patch in (
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": "artifacts"},
-                    "$patch": "delete",
-                },
+                manifests.left_out(manifests.claim("artifacts")),
                 manifests.of(
                     "FineTuneJob",
                     NAME,

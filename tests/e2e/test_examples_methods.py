@@ -47,12 +47,7 @@ def overlay(folder: Path) -> Path:
         "dataset": {"onLongRows": "Truncate"},
     }
     patches = [
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "artifacts"},
-            "$patch": "delete",
-        },
+        manifests.left_out(manifests.claim("artifacts")),
         manifests.of("FineTuneJob", run("second"), changes),
         *(manifests.of("FineTuneJob", run(name), {**model, **changes}) for name in ("first", "qlora")),
         *(manifests.of("FineTuneJob", run(name), {**model, **changes, "suspend": True}) for name in RESTING),

@@ -3,11 +3,13 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from finetune_trainer.contract.configs import StageConfig
+from finetune_trainer.contract.results import StageResult
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api
@@ -17,6 +19,7 @@ from tests.waiting import eventually
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 from tools.cluster.toolchain import KUBERNETES, Tool
+from tools.fakepods import succeeded
 from tools.peers.toolchain import OLDER_KUBERNETES
 
 ROOT = Path(__file__).parents[2]
@@ -98,9 +101,17 @@ def operators(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> It
 
 
 @pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
+def outcome() -> Callable[[StageConfig], StageResult | None]:
+    """Results of stages. Modules whose stages have other results override it."""
+    return succeeded
+
+
+@pytest.fixture
+def kubelet(
+    api: Api, namespace: str, outcome: Callable[[StageConfig], StageResult | None]
+) -> Iterator[FakeKubelet]:
     """A fake kubelet for the test's namespace, which has the prerequisites of runs."""
     manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
+    started = FakeKubelet(api, namespace, outcome)
     yield started
     started.close()

@@ -26,14 +26,6 @@ def _text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    yield started
-    started.close()
-
-
 class Neighbour(NamedTuple):
     """Another namespace with an operator of its own."""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that continue from the champion of a model line, on a real API server."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ OTHER = "pvc://models/other"
 FOUND = digest("base", OTHER)
 
 
-def outcome(config: StageConfig) -> StageResult:
+def other_is_refused(config: StageConfig) -> StageResult:
     """Success, but preflight finds that OTHER is not the base model of a champion."""
     if not isinstance(config, PreflightConfig) or not config.base_model_named:
         return succeeded(config)
@@ -39,11 +39,8 @@ def outcome(config: StageConfig) -> StageResult:
 
 
 @pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace, outcome)
-    yield started
-    started.close()
+def outcome() -> Callable[[StageConfig], StageResult]:
+    return other_is_refused
 
 
 @pytest.fixture

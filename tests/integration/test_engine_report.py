@@ -2,7 +2,6 @@
 """The report endpoint of a running operator, with requests like those of a train pod."""
 
 import base64
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,12 +19,9 @@ POD_IP = "10.20.30.40"
 
 
 @pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace)
-    started.held.add("train")
-    yield started
-    started.close()
+def kubelet(kubelet: FakeKubelet) -> FakeKubelet:
+    kubelet.held.add("train")
+    return kubelet
 
 
 @pytest.fixture

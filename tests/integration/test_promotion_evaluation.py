@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an evaluation says about a promotion: the champion it compares with, vetoes, and undecided gates."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,16 +37,8 @@ class Evaluations:
 
 
 @pytest.fixture
-def evaluations() -> Evaluations:
+def outcome() -> Evaluations:
     return Evaluations()
-
-
-@pytest.fixture
-def kubelet(api: Api, namespace: str, evaluations: Evaluations) -> Iterator[FakeKubelet]:
-    manifests.prepare_namespace(api, namespace)
-    started = FakeKubelet(api, namespace, evaluations)
-    yield started
-    started.close()
 
 
 @pytest.fixture
@@ -101,9 +92,9 @@ UNDECIDED = GateEvidence(gate=0, value=1, gain=1, gain_low=-0.1, gain_high=1, ro
     ids=["vetoed", "undecided"],
 )
 def test_what_is_vetoed_or_undecided_is_not_promoted_and_says_why(
-    team: Team, evaluations: Evaluations, fields: dict[str, Any], reason: str, message: str
+    team: Team, outcome: Evaluations, fields: dict[str, Any], reason: str, message: str
 ) -> None:
-    evaluations.fields = fields
+    outcome.fields = fields
     evaluate(team, better_than("Base"))
 
     job = until_condition(team.api, (team.namespace, "FineTuneJob", "routing"), "Stalled", team.operator)
