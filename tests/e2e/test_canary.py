@@ -158,13 +158,3 @@ def test_no_word_of_a_row_and_no_credential_is_in_a_log(team: Team, looked_at: N
     for pod, text in logs.items():
         for planted in (WORD, TOKEN, SIGNATURE):
             assert planted not in text, f"{planted} in the log of {pod}"
-
-
-def test_a_found_secret_is_not_even_in_the_report(keeper: Keeper, team: Team, looked_at: None) -> None:
-    report = team.get("Dataset", "canary-taken")["status"]["report"]
-    folder = report.removeprefix("pvc://artifacts/").rpartition("/")[0]
-
-    written = keeper.run(f"cd /store/{folder} && cat report.json report.html problems.jsonl")
-
-    assert WORD in written
-    assert TOKEN not in written

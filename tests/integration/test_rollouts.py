@@ -48,19 +48,6 @@ def test_a_rollout_that_a_quota_refuses_waits_and_ends_when_the_quota_is_raised(
     team.until_served(routing="second")
 
 
-def test_recreate_needs_no_capacity_for_a_second_revision(api: Api, namespace: str, team: Team) -> None:
-    api.create(quota(namespace, 1))
-    set_strategy(api, namespace, {"type": "Recreate"})
-    team.serve(pinned("second"))
-    team.until_served(routing="second")
-    assert sorted(states(team).values()) == ["Live", "Retired"]
-    left = [team.endpoint()["status"]["revision"]]
-    eventually(
-        f"only {left} has a Deployment",
-        lambda: [each["metadata"]["name"] for each in api.list("Deployment", namespace)] == left,
-    )
-
-
 def test_a_fallback_recreates_after_the_deadline_without_capacity(
     api: Api, namespace: str, team: Team
 ) -> None:
@@ -76,62 +63,8 @@ def set_strategy(api: Api, namespace: str, strategy: Object) -> None:
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"strategy": strategy}})
 
 
-def test_a_paused_rollout_is_aborted_and_promoted_again_by_decisions(
-    api: Api, namespace: str, team: Team
-) -> None:
-    set_strategy(api, namespace, {"paused": True})
-    team.serve(pinned("second"))
-    team.until_reason("InferenceDeployment", "support", "Suspended", "Paused")
-    api.create(quota(namespace, 1))
-    set_strategy(api, namespace, {"paused": False})
-    team.until_reason("InferenceDeployment", "support", "Reconciling", "NoCapacityForSurge")
-    newest = team.endpoint()["status"]["revisions"][0]["name"]
-    decision = {"revision": newest, "verdict": "Abort", "reason": "ana: too slow"}
-    set_strategy(api, namespace, {"decision": decision})
-    message = team.until_reason("InferenceDeployment", "support", "Stalled", "RolledBack")
-    assert "ana: too slow" in message
-    assert team.served() == {"routing": "first"}
-    api.patch("ResourceQuota", namespace, "small", {"spec": {"hard": {"count/pods": "9"}}})
-    set_strategy(api, namespace, {"decision": {**decision, "verdict": "Promote"}})
-    team.until_served(routing="second")
-    assert team.endpoint()["status"]["decision"]["verdict"] == "Promote"
-
-
 def states(team: Team) -> dict[str, str]:
     return {each["name"]: each["state"] for each in team.endpoint()["status"]["revisions"]}
-
-
-def test_a_preview_is_promoted_and_a_crash_in_its_bake_returns_the_requests(
-    api: Api, namespace: str, team: Team
-) -> None:
-    strategy = {"type": "BlueGreen", "bakeSeconds": 3600}
-    set_strategy(api, namespace, strategy)
-    old = team.endpoint()["status"]["revision"]
-    team.serve(pinned("second"))
-    team.until_reason("InferenceDeployment", "support", "Suspended", "AwaitingDecision")
-    (new,) = set(states(team)) - {old}
-    preview = api.get("Service", namespace, "support-preview")
-    assert preview is not None
-    assert preview["spec"]["selector"][REVISION] == new
-    assert team.served() == {"routing": "first"}
-
-    set_strategy(api, namespace, {"decision": {"revision": new, "verdict": "Promote"}})
-    team.until_reason("InferenceDeployment", "support", "Ready", "Baking")
-    assert team.served() == {"routing": "second"}
-    assert states(team) == {new: "Baking", old: "Standby"}
-    assert api.get("Service", namespace, "support-preview") is None
-
-    (pod,) = [each for each in api.list("Pod", namespace) if each["metadata"]["labels"].get(REVISION) == new]
-    ended = {"exitCode": 1, "finishedAt": "2199-01-01T00:00:00Z"}
-    engine = pod["status"]["containerStatuses"][0] | {"lastState": {"terminated": ended}}
-    status = {"status": {"containerStatuses": [engine]}}
-    api.patch("Pod", namespace, pod["metadata"]["name"], status, "status")
-    message = team.until_reason("InferenceDeployment", "support", "Stalled", "RolledBack")
-    assert "exit code 1" in message
-    assert team.served() == {"routing": "first"}
-    service = api.get("Service", namespace, "support")
-    assert service is not None
-    assert service["spec"]["selector"][REVISION] == old
 
 
 def test_a_canary_takes_its_steps_with_the_replicas_of_the_endpoint(

@@ -218,15 +218,6 @@ def test_a_canary_has_its_exact_weight_and_its_replicas_in_addition() -> None:
     assert states(cluster)[new] == "Live"
 
 
-def test_a_header_with_the_name_of_the_canary_pins_a_request_to_it() -> None:
-    cluster, _, new = begun()
-    pinned, weighted = cluster.routes["desk"]["spec"]["rules"]
-    (match,) = pinned["matches"]
-    assert match["headers"] == [{"type": "Exact", "name": "x-finetune-revision", "value": new}]
-    assert [each["name"] for each in pinned["backendRefs"]] == [new]
-    assert "headers" not in weighted["matches"][0]
-
-
 def test_one_replica_can_have_a_canary_of_one_percent() -> None:
     cluster, old, new = started(replicas=1, canary={"steps": [{"setWeight": 1}, {"pause": {"seconds": 60}}]})
     settle(cluster)
