@@ -62,7 +62,7 @@ DORA: Final = {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0, "dora
 SETTINGS: Final[dict[str, Any]] = {
     "contextLength": 512,
     "maxConcurrentRequests": 8,
-    "extraEngineArguments": [vllmoncpu.FLOAT32, *vllmoncpu.ARGUMENTS],
+    "extraEngineArguments": [vllmoncpu.FLOAT32, *vllmoncpu.CPU_ARGUMENTS],
 }
 TOKENS: Final = 400
 """Tokens of a stream that takes seconds; the test deletes its pod meanwhile."""

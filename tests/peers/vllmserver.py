@@ -16,12 +16,12 @@ from tools.peers import vllm, vllmoncpu
 
 OPTIONS: Final = (
     vllmoncpu.FLOAT32,
-    *vllmoncpu.ARGUMENTS,
+    *vllmoncpu.CPU_ARGUMENTS,
     *("--max-model-len", "512"),
     *("--max-num-seqs", "8"),
 )
 """What a small model on a CPU needs in addition to the documented options."""
-ENVIRONMENT: Final = {**vllmoncpu.ENVIRONMENT, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+ENVIRONMENT: Final = {**vllmoncpu.CPU_VARIABLES, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 LOG_CHARACTERS: Final = 4000
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 

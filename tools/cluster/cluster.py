@@ -80,7 +80,7 @@ class TestCluster(ControlPlane):
         cgroups.create(layout.cgroup)
         self.containerd.write_config()
         node.write_config(layout)
-        inside = mountnamespace.create(self._processes, binds)
+        inside = mountnamespace.create_mount_namespace(self._processes, binds)
         cgroups.enter(layout.cgroup, inside)
         LOG.info("Network, cgroups and mount namespace created")
 

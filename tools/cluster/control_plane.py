@@ -254,7 +254,7 @@ class ControlPlane:
         for folder in (layout.run, layout.log, layout.config, layout.etcd):
             folder.mkdir(parents=True, exist_ok=True)
         layout.etcd.chmod(0o700)
-        chosen = ports.choose(PORTS, self.fixed_ports, self._ports_record)
+        chosen = ports.choose_ports(PORTS, self.fixed_ports, self._ports_record)
         create_credentials(layout, self._endpoint(chosen))
         (layout.config / "audit-policy.yaml").write_text(render("audit-policy.yaml"))
         return chosen

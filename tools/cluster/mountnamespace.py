@@ -21,7 +21,7 @@ COMMAND: Final = (
 )  # fmt: skip
 
 
-def create(processes: Processes, binds: Mapping[Path, Path]) -> int:
+def create_mount_namespace(processes: Processes, binds: Mapping[Path, Path]) -> int:
     """Start the process that holds the namespace, and bind folders in it.
 
     Args:

@@ -15,7 +15,7 @@ from tools.cluster.layout import LOOPBACK
 _CANDIDATES: Final = range(20000, 32000)
 
 
-def choose(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict[str, int]:
+def choose_ports(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict[str, int]:
     """Choose free ports for `names` that have no `fixed` one; write all ports to `record` and return them.
 
     Raises:

@@ -33,7 +33,7 @@ RECEIVE: Final = (
 )
 
 
-def copy(access: Access, image: str, console: Console) -> bool:
+def copy_model(access: Access, image: str, console: Console) -> bool:
     """Copy the model to the claim unless it is there; returns whether it was copied.
 
     Raises:

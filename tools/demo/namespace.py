@@ -31,7 +31,7 @@ spec:
 OURS: Final = "inferencedeployments,finetunejobs,datasets,checkpoints,datasetversions"
 
 
-def prepare(access: Access) -> list[str]:
+def prepare_namespace(access: Access) -> list[str]:
     """Create the namespace and the claim for the base model; returns the names of removed objects.
 
     The base model is kept, because copying it takes longer than everything else here.

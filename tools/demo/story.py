@@ -73,10 +73,10 @@ class Story:
             install(self._access, refs, defaultProfile={"spec": spec})
             self._print(f"Helm release finetune-operator in {SYSTEM}; image {refs.operator}")
         with self._step("Create a namespace, and copy the base model to a claim"):
-            removed = namespace.prepare(self._access)
+            removed = namespace.prepare_namespace(self._access)
             if removed:
                 self._print(f"Removed {len(removed)} objects and the store of an earlier demo")
-            copied = modelclaim.copy(self._access, refs.operator, self._console)
+            copied = modelclaim.copy_model(self._access, refs.operator, self._console)
             self._print("Gemma 3 270M " + ("copied" if copied else "is already on the claim"))
         with self._step(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)

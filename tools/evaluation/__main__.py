@@ -25,11 +25,11 @@ def tables(
 ) -> None:
     """Compute how many rows which claim needs, and how often the intervals contain the true value."""
     console = Console(highlight=False)
-    sheets = rows.sheets()
+    sheets = rows.row_sheets()
     for sheet in sheets:
         console.print(sheet.to_terminal())
     with console.status("simulating coverage", refresh_per_second=1):
-        covered = coverage.sheet(samples)
+        covered = coverage.coverage_sheet(samples)
     console.print(covered.to_terminal())
     if page:
         packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))

@@ -42,7 +42,7 @@ class Coverage:
         return " · ".join(f"{100 * share:.1f}" for share in (self.two_sided, self.lower, self.upper))
 
 
-def sheet(samples: int) -> Sheet:
+def coverage_sheet(samples: int) -> Sheet:
     """The coverage of all methods on the grid of `ROWS` and `VALUES`, in percent."""
     methods: dict[str, Callable[[int, float], Coverage]] = {
         "share (Wilson, Clopper–Pearson)": of_proportions,

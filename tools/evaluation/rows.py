@@ -19,7 +19,7 @@ MEASURED_ROWS: Final = (20, 50, 100, 200, 500, 1000, 2000)
 MEASURED_SHARES: Final = (0.8, 0.9, 0.95, 1.0)
 
 
-def sheets() -> list[Sheet]:
+def row_sheets() -> list[Sheet]:
     """The tables of the page."""
     return [_bounds(), _shares(), _gains()]
 

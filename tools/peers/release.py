@@ -15,7 +15,7 @@ from tools.peers.toolchain import COSIGN
 TOOLS: Final = (CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, COSIGN)
 
 
-def install() -> None:
+def install_release() -> None:
     """Build the programs and the images unless they are there.
 
     Raises:
@@ -27,7 +27,7 @@ def install() -> None:
     build_complete(Variant.CPU)
 
 
-def is_installed() -> bool:
+def is_release_installed() -> bool:
     """Whether the images of the present sources and the programs are there."""
     if shutil.which("buildah") is None or not all(tool.is_built() for tool in TOOLS):
         return False

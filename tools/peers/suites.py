@@ -128,8 +128,8 @@ PEERS: Final = (
         "release",
         f"A release in a registry with accounts and TLS (Distribution), and cosign {COSIGN.version}",
         ("tests/peers/test_private_registry.py", "tests/peers/test_release.py"),
-        release.install,
-        release.is_installed,
+        release.install_release,
+        release.is_release_installed,
         is_isolated=True,
     ),
     _of_tools(

@@ -3,14 +3,14 @@
 
 from typing import Final
 
-ARGUMENTS: Final = (
+CPU_ARGUMENTS: Final = (
     "--enforce-eager",
     f"--kv-cache-memory-bytes={64 << 20}",
 )
 """Arguments in addition to those of the operator. The defaults take minutes, or all memory of the machine."""
 FLOAT32: Final = "--dtype=float32"
 """In bfloat16 a different order of sums changes greedy answers."""
-ENVIRONMENT: Final = {
+CPU_VARIABLES: Final = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -36,7 +36,7 @@ def test_the_state_follows_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch
 
 def test_ports_differ_and_are_recorded(tmp_path: Path) -> None:
     record = tmp_path / "ports.json"
-    chosen = ports.choose(PORTS, {"kube-apiserver": 6443}, record)
+    chosen = ports.choose_ports(PORTS, {"kube-apiserver": 6443}, record)
     assert chosen.keys() == set(PORTS)
     assert len(set(chosen.values())) == len(PORTS)
     assert chosen["kube-apiserver"] == 6443
@@ -49,7 +49,7 @@ def test_a_port_that_is_taken_is_not_chosen(tmp_path: Path, monkeypatch: pytest.
         port = taken.getsockname()[1]
         monkeypatch.setattr(ports, "_CANDIDATES", range(port, port + 1))
         with pytest.raises(ClusterError, match="ports are free"):
-            ports.choose(["etcd"], {}, tmp_path / "ports.json")
+            ports.choose_ports(["etcd"], {}, tmp_path / "ports.json")
 
 
 def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,14 +133,14 @@ class ServersFolder:
         address = ("--host=127.0.0.1", f"--port={config.port}")
         return ServerCommand(
             "vLLM with the middleware",
-            [python, "-m", "vllm.entrypoints.cli.main", *options, *vllmoncpu.ARGUMENTS, *address],
+            [python, "-m", "vllm.entrypoints.cli.main", *options, *vllmoncpu.CPU_ARGUMENTS, *address],
             {
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.path),
                 "VLLM_CACHE_ROOT": str(self.path / "cache"),
                 "PYTHONPATH": self.python_path,
                 CONFIG_ENV: config.to_json(),
-                **vllmoncpu.ENVIRONMENT,
+                **vllmoncpu.CPU_VARIABLES,
                 **THREADS,
             },
             config.port,

@@ -72,12 +72,12 @@ def _serve(namespace: BenchNamespace, engine: str) -> None:
         "images": {"engine": engine},
         "serving": {
             "engine": "VLLM",
-            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
+            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.CPU_ARGUMENTS],
         },
         "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "6Gi"}}],
     }
     spec = {
-        "serving": serving(extraEngineArguments=list(vllmoncpu.ARGUMENTS)),
+        "serving": serving(extraEngineArguments=list(vllmoncpu.CPU_ARGUMENTS)),
         "networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
         "traffic": {"gateway": {"parentRefs": [gateway], "hostnames": [HOSTNAME]}},
     }
