@@ -15,8 +15,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import Uv
+from tools.bootstrap.uv import Uv, cache_directory
 from tools.images.base import base_image
 from tools.images.buildah import Buildah
 from tools.images.nodeimages import Node

@@ -17,8 +17,7 @@ from rich.console import Console
 
 from tools.bench.errors import BenchError
 from tools.bench.usage import resident_bytes
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 
 SAMPLE_SECONDS: Final = 0.1
 

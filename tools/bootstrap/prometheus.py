@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 
 PACKAGE: Final = "prometheus"
 PROGRAMS: Final = ("prometheus", "promtool")

@@ -12,8 +12,7 @@ import subprocess
 import sys
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import PINS, ROOT, Uv
+from tools.bootstrap.uv import PINS, ROOT, Uv, cache_directory
 
 VENV: Final = ROOT / ".venv"
 STAMP: Final = VENV / "content-key"

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 from tools.cluster.gomodules import download, pinned
 
 MODULE: Final = "sigs.k8s.io/gateway-api"

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 from tools.cluster.errors import ClusterError
 
 ISOLATED: Final = "ISOLATED_CLUSTER"

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 from tools.images.buildah import Buildah
 from tools.images.errors import ImageError
 from tools.images.tags import plain_http

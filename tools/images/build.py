@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 from tools.images import base, bill, budget, inventory
 from tools.images.buildah import Buildah
 from tools.images.dependencies import Dependencies, cpu_dependencies

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.pip_settings import pip_settings
-from tools.bootstrap.uv import ROOT, Uv
+from tools.bootstrap.uv import ROOT, Uv, cache_directory, pip_settings
 from tools.images.archive import Image, read_docker_archive
 from tools.images.errors import ImageError
 from tools.images.tags import plain_http

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT, Uv
+from tools.bootstrap.uv import ROOT, Uv, cache_directory
 from tools.images.buildah import Buildah
 from tools.images.trim import trim
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 from tools.cluster.containerd import Containerd
 from tools.cluster.layout import DEFAULT_NAME, Layout
 from tools.images.archive import Image, Layer, chain_id, marker_layer, write_oci_archive

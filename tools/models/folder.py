@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 
 
 def cached(name: str, ingredients: bytes, make: Callable[[Path], None]) -> Path:

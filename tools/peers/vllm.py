@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT, Uv
+from tools.bootstrap.uv import ROOT, Uv, cache_directory
 from tools.images.tags import content_key
 from tools.images.trim import trim
 from tools.peers import amx_permission

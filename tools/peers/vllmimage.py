@@ -8,7 +8,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 from tools.images import base
 from tools.images.buildah import Buildah
 from tools.images.dependencies import COMPILE, Dependencies

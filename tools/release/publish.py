@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import finetune_operator
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 from tools.cluster.binaries import ensure
 from tools.images.base import base_image, require_pinned
 from tools.images.build import bill_file, build_complete

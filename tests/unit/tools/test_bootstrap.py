@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.bootstrap.packages import GROUPS, missing
-from tools.bootstrap.pip_settings import pip_settings, uv_environment
-from tools.bootstrap.uv import ROOT, Uv
+from tools.bootstrap.uv import ROOT, Uv, pip_settings, uv_environment
 
 
 def test_the_index_of_pips_environment_reaches_uv(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 
 SYLLABLES: Final = (
     "an",

@@ -29,8 +29,7 @@ from tools.bench.memory.model import random_model
 from tools.bench.memory.page import PHASES, Peaks, problems, sheet, write
 from tools.bench.memory.rank import STOP_ENV
 from tools.bench.page import PAGE
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 
 PROCESSES: Final = 4
 STEPS: Final = 3

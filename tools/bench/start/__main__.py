@@ -21,7 +21,7 @@ from tools.bench.page import PAGE
 from tools.bench.start.measure import forget, seconds_to_first_step, seconds_to_read
 from tools.bench.start.model import SIZES, random_model
 from tools.bench.start.page import Start, sheet, write
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 
 OWNER: Final = Owner(kind="FineTuneJob", namespace="bench", name="bench", uid="bench")
 

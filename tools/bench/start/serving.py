@@ -20,7 +20,7 @@ from tools.bench.page import PAGE
 from tools.bench.start.measure import forget, seconds_of, seconds_to_first_token
 from tools.bench.start.model import SIZES, random_model
 from tools.bench.start.servingpage import ServingStart, sheet, write
-from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import cache_directory
 
 OWNER: Final = Owner(kind="InferenceDeployment", namespace="bench", name="bench", uid="bench")
 

@@ -18,8 +18,7 @@ from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
 from tools.bench.sheet import Sheet
 from tools.bench.start.measure import forget
-from tools.bootstrap.cache import cache_directory
-from tools.bootstrap.uv import ROOT
+from tools.bootstrap.uv import ROOT, cache_directory
 from tools.cluster import gatewayapi
 from tools.cluster.binaries import ensure
 from tools.cluster.isolation import isolated
