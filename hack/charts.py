@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.cluster import ClusterError, program
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, ensure
 
 CHARTS: Final = Path(__file__).resolve().parent.parent / "charts"
 

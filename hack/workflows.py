@@ -10,8 +10,7 @@ import sys
 
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ClusterError, program
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import ACTIONLINT
+from tools.cluster.toolchain import ACTIONLINT, ensure
 
 
 def main() -> int:

@@ -14,11 +14,10 @@ from typing import Final, Self
 import httpx
 
 from tests.waiting import eventually
-from tools.cluster.binaries import ensure
-from tools.cluster.pki import Authority
-from tools.cluster.ports import free_port
+from tools.cluster.credentials import Authority
+from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.cluster.toolchain import PRIVATE_REGISTRY, program
+from tools.cluster.toolchain import PRIVATE_REGISTRY, ensure, program
 
 ADDRESS: Final = "127.0.0.2"
 """Of this machine, and without the exceptions that clients make for localhost and 127.0.0.1."""

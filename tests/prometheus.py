@@ -19,7 +19,7 @@ import yaml
 
 from tests.waiting import eventually
 from tools.bootstrap.prometheus import program
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 ROOT = Path(__file__).parents[1]
 RULES = sorted((ROOT / "charts" / "finetune-operator" / "alerts").glob("*.rules.yaml"))

@@ -12,8 +12,7 @@ import yaml
 
 from tools.cluster import program
 from tools.cluster.audit import AuditLog
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, ensure
 
 CHART = Path(__file__).parents[1] / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"

@@ -11,9 +11,8 @@ import httpx
 
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from tests.waiting import eventually
-from tools.cluster.binaries import ensure
-from tools.cluster.ports import free_port
-from tools.cluster.toolchain import VERSITYGW, program
+from tools.cluster.layout import free_port
+from tools.cluster.toolchain import VERSITYGW, ensure, program
 
 ACCESS_KEY: Final = "test-access-key"
 SECRET_KEY: Final = "test-secret-key"

@@ -2,7 +2,7 @@
 """Fixtures: the operator, installed with its chart on a cluster with a node, and a team's namespace.
 
 The cluster is the local one, or that of the context KUBE_CONTEXT. In isolated namespaces
-(tools/cluster/isolation.py) the session starts and stops its own cluster. All tests share the objects,
+(tools/cluster/linux_namespaces.py) the session starts and stops its own cluster. All tests share the objects,
 because each pod that imports torch takes seconds of processor time.
 """
 

@@ -6,8 +6,8 @@ from typing import Final
 import httpx2
 from openai import DefaultHttpxClient, OpenAI
 
-from tools.cluster.dns import resolve
 from tools.cluster.layout import DNS_ADDRESS
+from tools.cluster.network import resolve
 from tools.demo.connection import REQUEST_SECONDS
 
 LOOKUPS: Final = 2

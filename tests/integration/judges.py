@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from hack.argocd import CHECK
 from tests.integration.api import Object
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import ARGO_HEALTH, KSTATUS, Tool, program
+from tools.cluster.toolchain import ARGO_HEALTH, KSTATUS, Tool, ensure, program
 
 STATES: Final = {
     "Ready": ("Current", "Healthy"),

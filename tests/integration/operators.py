@@ -20,7 +20,7 @@ from tests.baserelease import BaseRelease
 from tests.forkserver import Forked, preload
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 LEASE_SECONDS = 3
 """Short, so that a takeover is fast."""

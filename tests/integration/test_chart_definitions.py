@@ -13,9 +13,8 @@ from finetune_operator.api.crd import KINDS, PROTECTION
 from finetune_operator.api.meta import GROUP
 from tests.baserelease import BaseRelease
 from tools.cluster import ClusterError, ControlPlane, program
-from tools.cluster.binaries import ensure
 from tools.cluster.commands import run
-from tools.cluster.toolchain import HELM, Tool
+from tools.cluster.toolchain import HELM, Tool, ensure
 
 CHARTS: Final = Path(__file__).parents[2] / "charts"
 OPERATOR: Final = "finetune-operator"

@@ -19,8 +19,7 @@ import yaml
 
 from tests.docsblocks import ROOT, blocks
 from tools.cluster import ControlPlane, program
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, ensure
 
 MARKER: Final = "run by tests/peers/test_release.py"
 PAGES: Final = ("installation.md", "quickstart.md", "models.md", "results.md")

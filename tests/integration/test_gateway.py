@@ -15,7 +15,7 @@ from tests.integration.operators import Operators
 from tests.integration.team import Team
 from tests.integration.test_rollouts import pinned, set_strategy, states
 from tests.waiting import eventually
-from tools.cluster import ControlPlane, gatewayapi
+from tools.cluster import ControlPlane, gateway_api
 
 TRAFFIC: Object = {
     "gateway": {"parentRefs": [{"name": "public", "namespace": "infra"}], "hostnames": ["desk.example.com"]}
@@ -34,7 +34,7 @@ def team(api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet) -
 @pytest.fixture
 def gateway(api: Api, namespace: str, control_plane: ControlPlane) -> Iterator[Gateway]:
     """A gateway that accepts the routes of the namespace."""
-    control_plane.kubectl.define(gatewayapi.route_definition())
+    control_plane.kubectl.define(gateway_api.route_definition())
     started = Gateway(api, namespace)
     yield started
     started.close()
@@ -65,7 +65,7 @@ def test_without_the_gateway_api_a_condition_says_so_until_it_is_installed(
     message = team.until_reason("InferenceDeployment", "support", "RouteAccepted", "GatewayAPINotInstalled")
     assert "install it, or remove spec.traffic" in message
     eventually("the endpoint serves in the cluster", lambda: team.served() == {"routing": "first"})
-    control_plane.kubectl.define(gatewayapi.route_definition())
+    control_plane.kubectl.define(gateway_api.route_definition())
     team.until_reason("InferenceDeployment", "support", "RouteAccepted", "RoutePending")
     assert list(weights(api, namespace).values()) == [100]
 
@@ -119,7 +119,7 @@ def test_a_route_of_another_owner_is_left_alone(
 def test_all_optional_fields_of_the_parts_of_a_route_are_known() -> None:
     (schema,) = (
         version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-        for version in yaml.safe_load(gatewayapi.route_definition().read_text())["spec"]["versions"]
+        for version in yaml.safe_load(gateway_api.route_definition().read_text())["spec"]["versions"]
         if version["name"] == "v1"
     )
     rule = schema["rules"]["items"]["properties"]
@@ -144,7 +144,7 @@ def test_all_optional_fields_of_the_parts_of_a_route_are_known() -> None:
 @pytest.fixture
 def later_gateway_api(control_plane: ControlPlane) -> Iterator[None]:
     """A Gateway API whose rules and backends have a field more, with a default."""
-    released = gatewayapi.route_definition()
+    released = gateway_api.route_definition()
     definition = yaml.safe_load(released.read_text())
     for version in definition["spec"]["versions"]:
         rules = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rules"]

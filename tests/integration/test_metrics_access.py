@@ -13,7 +13,7 @@ from finetune_operator.report import certificate
 from tests.integration.api import Api, path_of
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 SERVICE: Final = "finetune-operator-metrics"
 ROLES: Final = "/apis/rbac.authorization.k8s.io/v1"

@@ -33,7 +33,7 @@ from tests.integration.trainingpod import TrainingPod
 from tests.prometheus import RULES, Prometheus, Target
 from tests.waiting import eventually
 from tools.cluster import ControlPlane, program
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 from tools.fakepods import succeeded
 
 if TYPE_CHECKING:

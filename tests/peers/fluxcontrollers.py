@@ -16,8 +16,7 @@ from tests.integration.api import Api, Object
 from tests.integration.manifests import condition
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.layout import LOOPBACK
-from tools.cluster.ports import free_port
+from tools.cluster.layout import LOOPBACK, free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.peers.toolchain import FLUX, FLUX_DEFINITIONS
 

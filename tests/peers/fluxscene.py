@@ -22,8 +22,7 @@ from tests.peers.fluxcontrollers import Flux, control_plane, controllers
 from tests.peers.gitserver import Repository
 from tests.waiting import eventually
 from tools.cluster import ControlPlane, program
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, ensure
 from tools.fakepods import succeeded
 
 EXAMPLE: Final = ROOT / "examples" / "gitops"

@@ -25,9 +25,8 @@ from tests.peers.fluxcontrollers import Flux, Reconciled, control_plane, control
 from tests.peers.gitserver import Repository
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.binaries import ensure
 from tools.cluster.commands import run
-from tools.cluster.toolchain import CRANE, HELM, ORAS, program
+from tools.cluster.toolchain import CRANE, HELM, ORAS, ensure, program
 from tools.demo.install import DEFINITIONS, RELEASE
 from tools.fakepods import running
 from tools.release.artifact import Artifact

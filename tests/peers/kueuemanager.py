@@ -14,7 +14,7 @@ import yaml
 
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 from tools.cluster.processes import WITH_PARENT
 from tools.peers.toolchain import KUEUE
 

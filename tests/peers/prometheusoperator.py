@@ -17,8 +17,7 @@ import yaml
 
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.layout import LOOPBACK
-from tools.cluster.ports import free_port
+from tools.cluster.layout import LOOPBACK, free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.peers.toolchain import PROMETHEUS_DEFINITIONS, PROMETHEUS_OPERATOR
 

@@ -20,7 +20,7 @@ from tests.integration.team import Team
 from tests.peers.gatewaybackends import EVENTS, ServingKubelet, add_network
 from tests.peers.gatewayclients import Client, Load, count
 from tests.waiting import eventually
-from tools.cluster import ControlPlane, gatewayapi
+from tools.cluster import ControlPlane, gateway_api
 from tools.cluster.layout import ISOLATED
 from tools.peers import traefik
 
@@ -42,7 +42,7 @@ def control_plane() -> Iterator[ControlPlane]:
     plane = ControlPlane("gateway")
     with plane:
         plane.kubectl.define(ROOT / "crds")
-        plane.kubectl.define(gatewayapi.definitions())
+        plane.kubectl.define(gateway_api.definitions())
         for name in ("infra", NAMESPACE):
             plane.kubectl.run("create", "namespace", name)
         plane.kubectl.define(yaml.safe_dump(traefik.CLASS))

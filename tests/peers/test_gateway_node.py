@@ -16,7 +16,7 @@ from finetune_trainer.contract.environment import SERVE_PORT
 from tests.e2e import manifests, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.team import Team, new_namespace, uid_of
-from tools.cluster import TestCluster, gatewayapi
+from tools.cluster import TestCluster, gateway_api
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access
 from tools.demo.connection import REQUEST_SECONDS
@@ -41,7 +41,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with TestCluster() as cluster:
         access = Access.from_environment()
         access.kubectl("create", "namespace", "infra")
-        cluster.kubectl.define(gatewayapi.definitions())
+        cluster.kubectl.define(gateway_api.definitions())
         cluster.kubectl.define(yaml.safe_dump(traefik.CLASS))
         cluster.kubectl.define(GATEWAY)
         install(access, images(), gatewayAPI={"enabled": True})

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import finetune_operator
 from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
-from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import ensure
 from tools.images.errors import ImageError
 from tools.peers.toolchain import COSIGN
 from tools.release.artifact import Artifact

@@ -16,8 +16,7 @@ from tests.prometheus import RULES
 from tests.unit.test_chart_templates import rendered
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, ensure
 from tools.demo.install import SYSTEM
 
 OPERATOR: Final = f"serviceMonitor/{SYSTEM}/finetune-operator/0"

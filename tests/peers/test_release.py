@@ -18,9 +18,8 @@ from tests.peers.signedrelease import SignedRelease, make_release
 from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tools.cluster import TestCluster
-from tools.cluster.binaries import ensure
 from tools.cluster.layout import ISOLATED, NODE_ADDRESS
-from tools.cluster.toolchain import VERIFY_BUNDLE
+from tools.cluster.toolchain import VERIFY_BUNDLE, ensure
 from tools.models import tiny
 from tools.release.statements import BILL, PROVENANCE, SIGNATURE
 

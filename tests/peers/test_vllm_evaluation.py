@@ -17,7 +17,7 @@ from tests.peers.test_vllm import UNTIL_KNOWN
 from tests.peers.vllmserver import ENVIRONMENT, OPTIONS
 from tests.trainer.test_evaluate_engine import METRICS, SUBJECTS, Pod, predictions
 from tests.trainer.test_evaluate_live import Line
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 from tools.peers import vllm
 
 pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers installs vLLM for CPUs")

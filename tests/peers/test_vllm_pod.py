@@ -45,7 +45,7 @@ from tests.trainer.serve.endpoint import serve_config, wait_until
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, mount
 from tests.trainer.serve.test_vllm_middleware import chain, of_content
 from tests.trainer.workbench import OWNER, ROWS, Workbench
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 from tools.peers import vllm
 
 pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers installs vLLM for CPUs")

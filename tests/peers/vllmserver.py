@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, Endpoint
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.peers import vllm, vllmoncpu
 

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 
 @dataclass(frozen=True)

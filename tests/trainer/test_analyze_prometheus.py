@@ -24,7 +24,7 @@ from finetune_trainer.runtime.termination import StageFailure
 from tests.prometheus import Prometheus, backfill
 from tests.trainer.certificates import certificate
 from tests.trainer.test_analyze import ERRORS, OWNER, Clock, Traffic, pod, traffic
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 BEGAN: Final = float(int(time.time()) - 3600)
 """Start of the measurements, in seconds since 1970. The series are recorded around it."""

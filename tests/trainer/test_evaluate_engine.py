@@ -31,7 +31,7 @@ from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.engineserver import VERSION, command
 from tests.trainer.test_evaluate_live import Line
 from tests.waiting import eventually
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 SUBJECTS: Final[tuple[Subject, ...]] = ("Tuned", "Base", "Prompted", "Live")
 METRICS: Final = ("exact_match", "loss", "answer_tokens", "truncated")

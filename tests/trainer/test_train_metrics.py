@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.results import Progress
 from finetune_trainer.train.figures import AVERAGED_STEPS, StepFigures, Throughput
 from finetune_trainer.train.training_metrics import TrainingMetrics
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 
 def test_progress_is_shown_under_its_prometheus_names() -> None:

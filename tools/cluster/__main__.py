@@ -10,14 +10,34 @@ from typing import Annotated, Final
 
 import typer
 
-from tools.cluster import binaries, gatewayapi
+from tools.cluster import gateway_api, toolchain
 from tools.cluster.cluster import TestCluster
+from tools.cluster.commands import ClusterError
 from tools.cluster.control_plane import ControlPlane
-from tools.cluster.errors import ClusterError
-from tools.cluster.isolation import isolated
 from tools.cluster.layout import DEFAULT_NAME, SECOND
-from tools.cluster.status import report
+from tools.cluster.linux_namespaces import isolated
+from tools.cluster.processes import Processes, resident_bytes
 from tools.cluster.toolchain import TEST_TOOLS, TOOLS
+
+_MEBIBYTE = 1 << 20
+
+
+def report(cluster: ControlPlane) -> None:
+    """Print every process with its memory, then the nodes and pods."""
+    processes = Processes(cluster.layout.run, cluster.layout.log)
+    names = processes.names()
+    if not names:
+        print(f"The cluster {cluster.layout.name} does not run.")
+        return
+    for name in names:
+        pid = processes.pid(name)
+        if pid is None:
+            print(f"{name:<24} has ended; see {processes.log_file(name)}")
+        else:
+            print(f"{name:<24} pid {pid:<8} {resident_bytes(pid) // _MEBIBYTE:>5} MiB")
+    if processes.pid("kube-apiserver") is not None:
+        print(cluster.kubectl.run("get", "nodes,pods", "--all-namespaces", "--output=wide"), end="")
+
 
 app: Final = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -93,8 +113,8 @@ def run_isolated(command: list[str], name: Name = SECOND) -> None:
 @app.command(name="binaries")
 def build_binaries() -> None:
     """Build the programs for clusters and tests that the cache does not have, and get the Gateway API."""
-    binaries.ensure((*TOOLS, *TEST_TOOLS))
-    gatewayapi.definitions()
+    toolchain.ensure((*TOOLS, *TEST_TOOLS))
+    gateway_api.definitions()
 
 
 class _Elapsed(logging.Formatter):

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.errors import ClusterError
-from tools.cluster.waiting import becomes_true
+from tools.cluster.commands import ClusterError, becomes_true
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _REAPED_WITHIN_SECONDS: Final = 10

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Final
 
-from tools.cluster import cgroups, containerd, control_plane_commands, dns, mountnamespace, network, node
-from tools.cluster.claims import PROVISIONER
+from tools.cluster import cgroups, containerd, control_plane_commands, linux_namespaces, network, node
+from tools.cluster.commands import ClusterError
 from tools.cluster.containerd import Containerd
 from tools.cluster.control_plane import ControlPlane
-from tools.cluster.errors import ClusterError
 from tools.cluster.host import Host
-from tools.cluster.layout import DEFAULT_NAME, DNS_ADDRESS, KUBERNETES_ADDRESS, NODE_ADDRESS
-from tools.cluster.templates import render
+from tools.cluster.layout import DEFAULT_NAME, DNS_ADDRESS, KUBERNETES_ADDRESS, NODE_ADDRESS, render
+from tools.cluster.provisioner import PROVISIONER
 from tools.cluster.toolchain import TOOLS
 
 LOG: Final = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class TestCluster(ControlPlane):
     def _commands(self, chosen: dict[str, int]) -> dict[str, list[str]]:
         return super()._commands(chosen) | {
             "kube-scheduler": control_plane_commands.scheduler(self.layout, chosen),
-            mountnamespace.HOLDER: list(mountnamespace.COMMAND),
+            linux_namespaces.HOLDER: list(linux_namespaces.COMMAND),
             "containerd": self.containerd.command(),
             "kubelet": node.kubelet(self.layout),
             "kube-proxy": node.kube_proxy(self.layout),
@@ -80,7 +79,7 @@ class TestCluster(ControlPlane):
         cgroups.create(layout.cgroup)
         self.containerd.write_config()
         node.write_config(layout)
-        inside = mountnamespace.create_mount_namespace(self._processes, binds)
+        inside = linux_namespaces.create_mount_namespace(self._processes, binds)
         cgroups.enter(layout.cgroup, inside)
         LOG.info("Network, cgroups and mount namespace created")
 
@@ -112,7 +111,7 @@ class TestCluster(ControlPlane):
         self._wait_until_ready()
 
     def _start_process(self, name: str, commands: dict[str, list[str]]) -> None:
-        inside = self._processes.pid(mountnamespace.HOLDER) if name in _WITH_MOUNTS else None
+        inside = self._processes.pid(linux_namespaces.HOLDER) if name in _WITH_MOUNTS else None
         pid = self._processes.start(name, commands[name], mount_namespace_of=inside)
         cgroups.enter(self.layout.cgroup, pid)
 
@@ -136,4 +135,4 @@ class TestCluster(ControlPlane):
         LOG.info("DNS answers")
 
     def _dns_answers(self) -> bool:
-        return dns.resolve(DNS_ADDRESS, "kubernetes.default.svc.cluster.local") == KUBERNETES_ADDRESS
+        return network.resolve(DNS_ADDRESS, "kubernetes.default.svc.cluster.local") == KUBERNETES_ADDRESS

@@ -1,12 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a short system command, and turn its failure into an error with a message."""
+"""Run short system commands and wait for conditions; a failure is an error with a message."""
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from tools.cluster.errors import ClusterError
+
+class ClusterError(Exception):
+    """An error whose cause is outside the code; the message says what is wrong and what to do next."""
+
+
+_INTERVAL_SECONDS: Final = 0.05
+
+
+def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until `condition` is true.
+
+    Args:
+        what: description for the error message, such as `the API server`.
+        condition: called every _INTERVAL_SECONDS.
+        seconds: maximum wait.
+
+    Raises:
+        ClusterError: the condition was still false after `seconds`.
+    """
+    if not becomes_true(condition, seconds):
+        raise ClusterError(f"the wait for {what} took more than {seconds:.0f} s")
+
+
+def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until `condition` is true; returns whether it became true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_INTERVAL_SECONDS)
+    return True
 
 
 def run(

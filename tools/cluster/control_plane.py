@@ -12,18 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
-from tools.cluster import binaries, control_plane_commands, network, ports
+from tools.cluster import control_plane_commands, network, toolchain
+from tools.cluster.commands import ClusterError, until
 from tools.cluster.control_plane_commands import PORTS, ApiEndpoint
-from tools.cluster.errors import ClusterError
-from tools.cluster.kubeconfigs import create_client, create_credentials
+from tools.cluster.credentials import create_client, create_credentials
 from tools.cluster.kubectl import Kubectl
-from tools.cluster.layout import LOOPBACK, Layout
+from tools.cluster.layout import LOOPBACK, Layout, choose_ports, exclusive, render
 from tools.cluster.processes import Processes, send
-from tools.cluster.statelock import exclusive
 from tools.cluster.teardown import tear_down
-from tools.cluster.templates import render
 from tools.cluster.toolchain import ETCD, KUBERNETES, Tool
-from tools.cluster.waiting import until
 
 LOG: Final = logging.getLogger(__name__)
 _STOP_SECONDS: Final = 30
@@ -191,7 +188,7 @@ class ControlPlane:
                 self._start_process(name, commands)
 
     def _ensure_programs(self) -> None:
-        binaries.ensure(tuple(dict.fromkeys((*self.tools, self._kubernetes))))
+        toolchain.ensure(tuple(dict.fromkeys((*self.tools, self._kubernetes))))
 
     def _running_commands(self) -> dict[str, list[str]]:
         return self._commands(json.loads(self._ports_record.read_text()))
@@ -254,7 +251,7 @@ class ControlPlane:
         for folder in (layout.run, layout.log, layout.config, layout.etcd):
             folder.mkdir(parents=True, exist_ok=True)
         layout.etcd.chmod(0o700)
-        chosen = ports.choose_ports(PORTS, self.fixed_ports, self._ports_record)
+        chosen = choose_ports(PORTS, self.fixed_ports, self._ports_record)
         create_credentials(layout, self._endpoint(chosen))
         (layout.config / "audit-policy.yaml").write_text(render("audit-policy.yaml"))
         return chosen

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.commands import succeeds
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError, succeeds
 from tools.cluster.toolchain import system_program
 
 _SYSCTL: Final = Path("/proc/sys")

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from tools.cluster.commands import run, succeeds
+from tools.cluster.commands import run, succeeds, until
 from tools.cluster.toolchain import program
-from tools.cluster.waiting import until
 
 _SERVED_SECONDS: Final = 30
 

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files, names and addresses of a cluster on this machine."""
+"""Files, names, addresses, ports, lock and configuration templates of a cluster on this machine."""
 
+import fcntl
+import json
+import logging
 import os
+import random
 import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from string import Template
 from typing import Final
 
 from tools.bootstrap.uv import cache_directory
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 
 ISOLATED: Final = "ISOLATED_CLUSTER"
 """Environment variable in the namespaces of isolation.py: name of the cluster there."""
@@ -140,3 +148,79 @@ class Layout:
     def pods_cgroup(self) -> str:
         """Cgroup in which the kubelet creates those of pods."""
         return f"{self.cgroup}/kubepods"
+
+
+LOG: Final = logging.getLogger(__name__)
+
+
+@contextmanager
+def exclusive(layout: Layout) -> Iterator[None]:
+    """Hold the lock of the cluster's state; waits for a command that holds it."""
+    while True:
+        layout.state.mkdir(parents=True, exist_ok=True)
+        path = layout.state / "lock"
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                LOG.info("Waiting for another command on the cluster %s", layout.name)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # A purge may have removed the lock file during the wait.
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                return
+
+
+# Below the kernel's range for outgoing connections, which might take a port before its server listens.
+_CANDIDATES: Final = range(20000, 32000)
+
+
+def choose_ports(names: Sequence[str], fixed: Mapping[str, int], record: Path) -> dict[str, int]:
+    """Choose free ports for `names` that have no `fixed` one; write all ports to `record` and return them.
+
+    Raises:
+        ClusterError: there are too few free ports.
+    """
+    names = [name for name in names if name not in fixed]
+    free: list[int] = []
+    for port in random.SystemRandom().sample(_CANDIDATES, len(_CANDIDATES)):
+        if len(free) == len(names):
+            break
+        if _is_free(port):
+            free.append(port)
+    if len(free) < len(names):
+        raise ClusterError(
+            f"fewer than {len(names)} ports are free on {LOOPBACK}: stop programs that listen there"
+        )
+    ports = dict(zip(names, free, strict=True)) | dict(fixed)
+    record.write_text(json.dumps(ports))
+    return ports
+
+
+def free_port() -> int:
+    """A port that no process listens on now."""
+    chance = random.SystemRandom()
+    while not _is_free(port := chance.choice(_CANDIDATES)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((str(LOOPBACK), port))
+        except OSError:
+            return False
+    return True
+
+
+_FOLDER: Final = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: object) -> str:
+    """The text of templates/<template> with every `${name}` replaced.
+
+    Raises:
+        KeyError: a value of the template is missing.
+    """
+    return Template((_FOLDER / template).read_text()).substitute(values)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.cluster.kubectl import Kubectl
-from tools.cluster.layout import DNS_ADDRESS, NODE_ADDRESS, POD_NETWORK, Layout
-from tools.cluster.templates import render
+from tools.cluster.layout import DNS_ADDRESS, NODE_ADDRESS, POD_NETWORK, Layout, render
 from tools.cluster.toolchain import program
 
 GPU_RESOURCE: Final = "example.com/gpu"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.waiting import becomes_true
+from tools.cluster.commands import becomes_true
 
 WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 """Prefix of a command that the kernel kills when the thread that started it ends for any reason."""

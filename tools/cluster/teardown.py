@@ -6,19 +6,18 @@ import shutil
 import signal
 from typing import Final
 
-from tools.cluster import cgroups, mountnamespace, network
+from tools.cluster import cgroups, linux_namespaces, network
+from tools.cluster.commands import ClusterError, becomes_true
 from tools.cluster.containerd import Containerd
-from tools.cluster.errors import ClusterError
 from tools.cluster.host import Host
 from tools.cluster.layout import Layout
 from tools.cluster.processes import Processes, send, start_time
-from tools.cluster.waiting import becomes_true
 
 LOG: Final = logging.getLogger(__name__)
 # Stopped first with SIGTERM, so that they do not react to the following steps.
 _AGENTS: Final = ("kubelet", "kube-proxy", "provisioner")
 _KILLED_WITHIN_SECONDS: Final = 10
-_NODE: Final = ("containerd", mountnamespace.HOLDER)
+_NODE: Final = ("containerd", linux_namespaces.HOLDER)
 
 
 def tear_down(layout: Layout, processes: Processes) -> None:
@@ -61,7 +60,7 @@ def _remove_node(layout: Layout, processes: Processes) -> None:
     processes.stop(["containerd"], signal.SIGTERM, seconds=2)
     # Remaining processes, recorded or not: shims, and the holder of the mount namespace.
     becomes_true(lambda: not _kill(cgroups.processes(layout.cgroup)), _KILLED_WITHIN_SECONDS)
-    processes.stop([mountnamespace.HOLDER], signal.SIGKILL, seconds=1)
+    processes.stop([linux_namespaces.HOLDER], signal.SIGKILL, seconds=1)
     host = Host.read(layout.host_record) if layout.host_record.exists() else None
     if host is None or host.is_here:
         # Links of another namespace disappeared with it; kube-proxy's tables here belong to another cluster.

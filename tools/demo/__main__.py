@@ -8,7 +8,7 @@ from openai import OpenAIError
 from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 from tools.demo import runtables
 from tools.demo.access import Access
 from tools.demo.errors import DemoError

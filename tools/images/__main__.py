@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 from tools.images.build import build, references
 from tools.images.errors import ImageError
 from tools.images.tags import Variant

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.cluster.isolation import isolated
+from tools.cluster.linux_namespaces import isolated
 from tools.peers.results import PeerResult, summary, write_results
 from tools.peers.suites import PEERS, PeerSuite
 from tools.suites.durations import Result, print_results

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.uv import ROOT, Uv, cache_directory
-from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import ensure
 from tools.peers.toolchain import CEL_CHECK
 
 PINS: Final = ROOT / "constraints" / "kubernetes.txt"

@@ -4,8 +4,7 @@
 import shutil
 from typing import Final
 
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE
+from tools.cluster.toolchain import CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, ensure
 from tools.images.base import base_image
 from tools.images.build import build_complete
 from tools.images.buildah import Buildah

@@ -7,8 +7,7 @@ from functools import partial
 from typing import Final
 
 from tools.bootstrap.uv import ROOT
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, Tool
+from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, Tool, ensure
 from tools.docs import chromium
 from tools.peers import oldkubernetes, release, vllm, vllmimage
 from tools.peers.toolchain import (

@@ -7,8 +7,7 @@ They are for tests: nothing that the project ships has them.
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.gomodules import pinned
-from tools.cluster.toolchain import KUBERNETES_MODULE, KUBERNETES_VARIABLES, Tool, Trimmed
+from tools.cluster.toolchain import KUBERNETES_MODULE, KUBERNETES_VARIABLES, Tool, Trimmed, pinned
 
 _MODULES: Final = Path(__file__).parent / "programs"
 _PROMETHEUS_OPERATOR: Final = "github.com/prometheus-operator/prometheus-operator"

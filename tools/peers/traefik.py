@@ -10,8 +10,8 @@ from typing import Final
 
 import httpx
 
+from tools.cluster.commands import until
 from tools.cluster.processes import WITH_PARENT
-from tools.cluster.waiting import until
 from tools.peers.toolchain import TRAEFIK
 
 CLASS: Final = {

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from tools.cluster.binaries import ensure
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
+from tools.cluster.toolchain import ensure
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact

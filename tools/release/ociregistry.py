@@ -9,11 +9,10 @@ from typing import Final, Self
 
 import httpx
 
-from tools.cluster.binaries import ensure
-from tools.cluster.ports import free_port
+from tools.cluster.commands import until
+from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.cluster.toolchain import CRANE, program
-from tools.cluster.waiting import until
+from tools.cluster.toolchain import CRANE, ensure, program
 
 LOOPBACK: Final = "127.0.0.1"
 """containerd, buildah, crane and Helm use plain HTTP for it, the first and third without a setting."""

@@ -15,7 +15,7 @@ from typing import Final
 
 import finetune_operator
 from tools.bootstrap.uv import ROOT, cache_directory
-from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import ensure
 from tools.images.base import base_image, require_pinned
 from tools.images.build import bill_file, build_complete
 from tools.images.buildah import Buildah

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from tools.cluster.isolation import isolated
+from tools.cluster.linux_namespaces import isolated
 from tools.suites.durations import Result, print_results, sheet, slowest, write
 from tools.suites.lanes import run_concurrently
 from tools.suites.sessions import Suite, TestSession, suites

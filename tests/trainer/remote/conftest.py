@@ -9,7 +9,7 @@ from finetune_trainer.remote import retries
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer
 from tests.trainer.remote.webserver import WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tests.trainer.remote.reading import failure, read
 from tests.trainer.remote.webserver import WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 METADATA = "169.254.169.254"
 

@@ -17,7 +17,7 @@ from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.remote.reading import failure
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 TOKEN = "hf_Kq93fjWms7Lx2RvZpQ81"
 KEY = base64.b64encode(b"a key of an account that is long").decode()

@@ -11,7 +11,7 @@ from typing_extensions import override
 from finetune_trainer.contract.vocabulary import FailureReason
 from tests.trainer.remote.reading import failure
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 SECRETS = ("K3Y", "S3SSION", "t0ken", "s1gnature")
 

@@ -22,7 +22,7 @@ from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 ROWS = json_lines(pairs(40)).encode()
 MANY_ROWS = ROWS * 1000

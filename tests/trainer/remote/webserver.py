@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from finetune_trainer.contract.references import SecretMount
-from tools.cluster.pki import Authority
+from tools.cluster.credentials import Authority
 
 RANGE: Final = re.compile(r"bytes=(\d+)-(\d*)")
 

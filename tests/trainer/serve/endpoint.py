@@ -17,7 +17,7 @@ from finetune_trainer.serve.app import DrainingServer, application, listen
 from finetune_trainer.serve.service import Service
 from tests.trainer.processes import THREADS_ENV, Process, start
 from tests.trainer.serve.models import ADAPTERS
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 DEADLINE_SECONDS = 300.0
 

@@ -18,7 +18,7 @@ from finetune_operator.report.authorization import Authorizer
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportEndpoint, ReportServer
 from finetune_operator.runtime.caches import Caches
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 
 @pytest.fixture

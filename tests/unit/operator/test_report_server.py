@@ -24,7 +24,7 @@ from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_trainer.contract.environment import REPORT_PATH
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 
 class Endpoint:

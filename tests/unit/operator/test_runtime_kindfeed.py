@@ -16,7 +16,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES, Caches
 from finetune_operator.runtime.kind_watch import KindFeed, KopfWatch, Sink
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 
 def dataset(name: str, version: int = 1) -> Manifest:

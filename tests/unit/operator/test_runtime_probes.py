@@ -10,7 +10,7 @@ from finetune_operator.engine.errors import Rejected
 from finetune_operator.engine.watches import Watches
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.runtime.http_servers import MAX_WATCH_SILENCE_SECONDS, ProbeServer
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 FORBIDDEN = Rejected(403, "Forbidden", "pods is forbidden")
 

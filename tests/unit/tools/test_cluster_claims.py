@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.cluster.claims import PROVISIONER, folder_to_remove, volume_for
+from tools.cluster.provisioner import PROVISIONER, folder_to_remove, volume_for
 
 PARENT = Path("/volumes")
 

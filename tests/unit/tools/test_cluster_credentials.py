@@ -11,9 +11,9 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
+from tools.cluster.commands import ClusterError
 from tools.cluster.control_plane_commands import ApiEndpoint
-from tools.cluster.errors import ClusterError
-from tools.cluster.kubeconfigs import create_client, create_credentials
+from tools.cluster.credentials import create_client, create_credentials
 from tools.cluster.layout import LOOPBACK, Layout
 
 ENDPOINT = ApiEndpoint(LOOPBACK, 20000)

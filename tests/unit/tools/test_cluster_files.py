@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.cluster import binaries, node
-from tools.cluster.errors import ClusterError
-from tools.cluster.imagearchive import write_program_image
-from tools.cluster.layout import Layout
-from tools.cluster.templates import render
+from tools.cluster import node, toolchain
+from tools.cluster.commands import ClusterError
+from tools.cluster.containerd import write_program_image
+from tools.cluster.layout import Layout, render
 from tools.cluster.toolchain import TOOLS, Tool, Trimmed, program, system_program
 
 
@@ -74,7 +73,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(binaries, "download", lambda *_: tmp_path / "module")
+    monkeypatch.setattr(toolchain, "download", lambda *_: tmp_path / "module")
     return tmp_path / "module"
 
 
@@ -91,7 +90,7 @@ def peer(tmp_path: Path) -> Tool:
 def test_a_trimmed_module_is_compiled_without_its_tests_and_the_folders_left_out(
     module: Path, peer: Tool
 ) -> None:
-    with binaries._source(peer) as source:
+    with toolchain._source(peer) as source:
         found = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     assert found == {"part/go.mod", "part/main.go", "part/heavy/stub.go"}
     assert not (peer.source / "part" / "go.mod").exists()
@@ -103,7 +102,7 @@ def test_files_of_a_module_are_installed_beside_the_programs_and_can_be_removed(
     (module / "config" / "crd").chmod(0o555)
     tool = dataclasses.replace(peer, files=(("example.com/peer", "config"),))
     assert not tool.is_built()
-    binaries.ensure((tool,))
+    toolchain.ensure((tool,))
     assert tool.is_built()
     assert (tool.folder / "config" / "crd" / "kinds.yaml").read_text() == "config/crd/kinds.yaml"
     assert (tool.folder / "config" / "crd").stat().st_mode & 0o200

@@ -12,9 +12,9 @@ import pytest
 
 from tests.waiting import eventually
 from tools.cluster import host as host_module
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 from tools.cluster.host import Host
-from tools.cluster.isolation import isolated
+from tools.cluster.linux_namespaces import isolated
 from tools.cluster.toolchain import system_program
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root")

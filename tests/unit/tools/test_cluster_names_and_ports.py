@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.cluster import ports
+from tools.cluster.commands import ClusterError
 from tools.cluster.control_plane_commands import PORTS, ApiEndpoint, api_server, etcd
-from tools.cluster.errors import ClusterError
-from tools.cluster.layout import LOOPBACK, Layout
+from tools.cluster.layout import LOOPBACK, Layout, choose_ports, free_port
 
 
 @pytest.mark.parametrize("name", ["", "Finetune", "1st", "ends-", "a-name-that-is-too-long", "../up", "a b"])
@@ -36,7 +35,7 @@ def test_the_state_follows_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch
 
 def test_ports_differ_and_are_recorded(tmp_path: Path) -> None:
     record = tmp_path / "ports.json"
-    chosen = ports.choose_ports(PORTS, {"kube-apiserver": 6443}, record)
+    chosen = choose_ports(PORTS, {"kube-apiserver": 6443}, record)
     assert chosen.keys() == set(PORTS)
     assert len(set(chosen.values())) == len(PORTS)
     assert chosen["kube-apiserver"] == 6443
@@ -47,9 +46,9 @@ def test_a_port_that_is_taken_is_not_chosen(tmp_path: Path, monkeypatch: pytest.
     with socket.socket() as taken:
         taken.bind((str(LOOPBACK), 0))
         port = taken.getsockname()[1]
-        monkeypatch.setattr(ports, "_CANDIDATES", range(port, port + 1))
+        monkeypatch.setattr("tools.cluster.layout._CANDIDATES", range(port, port + 1))
         with pytest.raises(ClusterError, match="ports are free"):
-            ports.choose_ports(["etcd"], {}, tmp_path / "ports.json")
+            choose_ports(["etcd"], {}, tmp_path / "ports.json")
 
 
 def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +57,8 @@ def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPat
         other.bind((str(LOOPBACK), 0))
         left = other.getsockname()[1]
         other.close()
-        monkeypatch.setattr(ports, "_CANDIDATES", (taken.getsockname()[1], left))
-        assert {ports.free_port() for _ in range(10)} == {left}
+        monkeypatch.setattr("tools.cluster.layout._CANDIDATES", (taken.getsockname()[1], left))
+        assert {free_port() for _ in range(10)} == {left}
 
 
 def test_two_clusters_share_neither_a_port_nor_a_file(tmp_path: Path) -> None:

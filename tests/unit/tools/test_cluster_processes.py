@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.cluster.commands import becomes_true
 from tools.cluster.processes import Processes, start_time
-from tools.cluster.waiting import becomes_true
 
 SLEEP = ["sleep", "1000"]
 

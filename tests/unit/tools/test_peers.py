@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
-from tools.cluster.gomodules import pinned
+from tools.cluster.toolchain import pinned
 from tools.images.errors import ImageError
 from tools.peers import __main__ as command
 from tools.peers import amx_permission, results, vllm, vllmimage

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from typing_extensions import override
 
 from tools.bootstrap.uv import ROOT
-from tools.cluster import binaries
-from tools.cluster.errors import ClusterError
+from tools.cluster import toolchain
+from tools.cluster.commands import ClusterError
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release import publish, registry
@@ -303,7 +303,7 @@ def test_adding_tags_needs_the_programs_of_a_release(
     def no_compiler() -> str:
         raise ClusterError(message)
 
-    monkeypatch.setattr(binaries, "go_compiler", no_compiler)
+    monkeypatch.setattr(toolchain, "go_compiler", no_compiler)
     monkeypatch.setenv("IMAGE_REGISTRY", REGISTRY)
 
     with pytest.raises(typer.Exit):

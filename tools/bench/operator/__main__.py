@@ -15,7 +15,7 @@ from tools.bench.operator.page import write
 from tools.bench.operator.tables import comparison, overview, requests
 from tools.bench.page import PAGE
 from tools.bootstrap.uv import ROOT
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 
 LOGS = ROOT / "build" / "bench"
 

@@ -15,7 +15,7 @@ from tools.bench.page import PAGE, put
 from tools.bench.sheet import Sheet
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
-from tools.cluster.errors import ClusterError
+from tools.cluster.commands import ClusterError
 from tools.cluster.toolchain import KUBERNETES
 
 LOGS: Final = ROOT / "build" / "bench"

@@ -25,13 +25,11 @@ from tools.bench.operator.controlplanes import client, control_plane, create
 from tools.bench.operator.deadlines import until
 from tools.bench.operator.requestledger import JOBSET, TRAINER, USER, RequestLedger, Requests, Spread
 from tools.bench.usage import peak_bytes, processor_seconds
-from tools.cluster import ControlPlane, binaries
+from tools.cluster import ControlPlane, toolchain
 from tools.cluster.audit import AuditLog
-from tools.cluster.gomodules import download
-from tools.cluster.layout import LOOPBACK
-from tools.cluster.pki import Authority
-from tools.cluster.ports import free_port
-from tools.cluster.toolchain import KUBEFLOW_TRAINER, program
+from tools.cluster.credentials import Authority
+from tools.cluster.layout import LOOPBACK, free_port
+from tools.cluster.toolchain import KUBEFLOW_TRAINER, download, program
 
 READY_SECONDS: Final = 60.0
 LOG_CHARACTERS: Final = 3000
@@ -114,7 +112,7 @@ def measure_peer(jobs: int) -> Peer:
         BenchError: a TrainJob got no Job.
         ClusterError: the control plane did not start, or the controllers could not be built.
     """
-    binaries.ensure([KUBEFLOW_TRAINER])
+    toolchain.ensure([KUBEFLOW_TRAINER])
     with control_plane("peer") as plane, TemporaryDirectory() as folder:
         return asyncio.run(_measure(plane, Path(folder), jobs))
 

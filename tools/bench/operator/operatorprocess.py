@@ -16,7 +16,7 @@ import httpx
 
 from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import until
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 
 ANSWER_SECONDS: Final = 30
 """Timeout of a request; more than a busy operator needs to answer."""

@@ -19,9 +19,9 @@ from tools.bench.page import PAGE
 from tools.bench.sheet import Sheet
 from tools.bench.start.measure import forget
 from tools.bootstrap.uv import ROOT, cache_directory
-from tools.cluster import gatewayapi
-from tools.cluster.binaries import ensure
-from tools.cluster.isolation import isolated
+from tools.cluster import gateway_api
+from tools.cluster.linux_namespaces import isolated
+from tools.cluster.toolchain import ensure
 from tools.peers import vllm, vllmimage
 from tools.peers.serving import cachestart, rollouts, service
 from tools.peers.serving.page import (
@@ -118,7 +118,7 @@ def _service(console: Console, pairs: int) -> Recorded:
     """vLLM in a pod: its address, the Service of its endpoint, and a gateway."""
     vllmimage.install()
     ensure((TRAEFIK,))
-    gatewayapi.definitions()
+    gateway_api.definitions()
     return {"compared": _on_cluster(console, service.__name__, pairs)}
 
 

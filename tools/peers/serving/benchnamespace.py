@@ -12,8 +12,8 @@ from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.model.bundle import read_base_bundle
 from finetune_trainer.store import open_store
 from tools.bench.errors import BenchError
+from tools.cluster.commands import becomes_true, until
 from tools.cluster.layout import DEFAULT_NAME, Layout
-from tools.cluster.waiting import becomes_true, until
 from tools.demo.access import Access, Object
 from tools.models import gemma
 from tools.peers.serving.servers import CONTEXT, KEY, MAX_STREAMS, MODEL

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m tools.peers.serving.rollouts ROUNDS: how long a rollout takes by each strategy.
 
-Runs in the namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.
+Runs in the namespaces of tools/cluster/linux_namespaces.py, with a cluster that it starts and stops.
 """
 
 import json

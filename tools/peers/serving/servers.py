@@ -32,7 +32,7 @@ from finetune_trainer.serve.vllm.engine_files import write_engine_files
 from tools.bench.errors import BenchError
 from tools.bench.usage import descendants
 from tools.bootstrap.uv import ROOT
-from tools.cluster.ports import free_port
+from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.models import gemma
 from tools.peers import vllm, vllmoncpu

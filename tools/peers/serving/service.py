@@ -2,7 +2,7 @@
 """python -m tools.peers.serving.service PAIRS: what the Service of an endpoint and a gateway cost vLLM.
 
 All streams come from one pod, by its own address, that of the Service, and the gateway. Runs in the
-namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.
+namespaces of tools/cluster/linux_namespaces.py, with a cluster that it starts and stops.
 """
 
 import json
@@ -18,8 +18,8 @@ import yaml
 from finetune_trainer.contract.environment import SERVE_PORT
 from tools.bench.errors import BenchError
 from tools.bootstrap.uv import ROOT
-from tools.cluster import TestCluster, gatewayapi
-from tools.cluster.waiting import until
+from tools.cluster import TestCluster, gateway_api
+from tools.cluster.commands import until
 from tools.demo.access import Access
 from tools.demo.install import images, install
 from tools.images.nodeimages import Node
@@ -38,7 +38,7 @@ ROUTED_SECONDS: Final = 60
 def main(pairs: int) -> None:
     """Print the pairs as JSON on the last line, by what they compare with the pod's own address."""
     with TestCluster() as cluster, TemporaryDirectory() as scratch:
-        cluster.kubectl.define(gatewayapi.definitions())
+        cluster.kubectl.define(gateway_api.definitions())
         access = Access.from_environment()
         engine = vllmimage.load(Node())
         install(access, images(), gatewayAPI={"enabled": True})

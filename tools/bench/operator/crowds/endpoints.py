@@ -22,7 +22,7 @@ from tools.bench.operator.controlplanes import client, create
 from tools.bench.operator.crowds.crowd import IDLE_SECONDS, NAMESPACE, Ceilings, Crowd, CrowdScene, numbered
 from tools.bench.operator.deadlines import background
 from tools.bench.operator.requestledger import KUBELET, USER
-from tools.cluster import gatewayapi
+from tools.cluster import gateway_api
 from tools.fakepods import digest
 
 LINE: Final = "routing"
@@ -128,7 +128,7 @@ def _accepted(route: Manifest) -> Manifest:
 
 
 async def _measure(stage: CrowdScene) -> None:
-    stage.plane.kubectl.define(gatewayapi.route_definition())
+    stage.plane.kubectl.define(gateway_api.route_definition())
     stage.apply(
         workload.namespace(NAMESPACE),
         *workload.claims(NAMESPACE),

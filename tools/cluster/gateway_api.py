@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.uv import cache_directory
-from tools.cluster.gomodules import download, pinned
+from tools.cluster.toolchain import download, pinned
 
 MODULE: Final = "sigs.k8s.io/gateway-api"
 SOURCE: Final = Path(__file__).parent / "programs" / "gateway-api"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate authority of a cluster, and the certificates that it signs."""
+"""The certificate authority of a cluster, and the certificates and kubeconfigs of its parts and clients."""
 
+import re
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -20,6 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tools.cluster.commands import ClusterError
+from tools.cluster.control_plane_commands import ApiEndpoint
+from tools.cluster.layout import KUBERNETES_ADDRESS, LOOPBACK, NODE_ADDRESS, Layout
 
 _LIFETIME: Final = timedelta(days=3650)
 
@@ -142,3 +149,88 @@ def _pem(key: PrivateKeyTypes) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
+
+
+def write_kubeconfig(
+    path: Path, context: str, server: str, authority: Authority, identity: ClientIdentity
+) -> None:
+    """Write the kubeconfig of one user, readable only by its owner; `server` is a URL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cluster = {"server": server, "certificate-authority-data": b64encode(authority.certificate).decode()}
+    user = {
+        "client-certificate-data": b64encode(identity.certificate).decode(),
+        "client-key-data": b64encode(identity.key).decode(),
+    }
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": context, "cluster": cluster}],
+        "users": [{"name": context, "user": user}],
+        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
+        "current-context": context,
+    }
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def server_of(path: Path) -> str:
+    """URL of the API server in a kubeconfig of `write_kubeconfig`."""
+    url: str = yaml.safe_load(path.read_text())["clusters"][0]["cluster"]["server"]
+    return url
+
+
+_ADMINISTRATORS: Final = "system:masters"
+_API_SERVER_NAMES: Final = (
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+)
+_CLIENT_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62})")
+
+
+def create_credentials(layout: Layout, endpoint: ApiEndpoint) -> None:
+    """Create a certificate authority, and the certificates and kubeconfigs of all parts of the cluster."""
+    authority = Authority.create(layout.pki, f"{layout.name}-ca")
+    addresses = (str(endpoint.address), str(LOOPBACK), str(KUBERNETES_ADDRESS))
+    authority.write("etcd", authority.issue("etcd", hosts=("localhost", str(LOOPBACK))))
+    authority.write(
+        "kube-apiserver", authority.issue("kube-apiserver", hosts=(*_API_SERVER_NAMES, *addresses))
+    )
+    authority.write("front-proxy-client", authority.issue("front-proxy-client"))
+    authority.write("kubelet-client", authority.issue("kube-apiserver-kubelet-client", (_ADMINISTRATORS,)))
+    node = f"system:node:{layout.node_name}"
+    authority.write(
+        "kubelet", authority.issue(node, ("system:nodes",), (layout.node_name, str(NODE_ADDRESS)))
+    )
+    users: dict[str, tuple[str, tuple[str, ...]]] = {
+        "kube-controller-manager": ("system:kube-controller-manager", ()),
+        "kube-scheduler": ("system:kube-scheduler", ()),
+        "kube-proxy": ("system:kube-proxy", ()),
+        "kubelet": (node, ("system:nodes",)),
+        "provisioner": ("provisioner", (_ADMINISTRATORS,)),
+    }
+    for name, (user, groups) in users.items():
+        write_kubeconfig(
+            layout.config / f"{name}.kubeconfig", name, endpoint.url, authority, authority.issue(user, groups)
+        )
+    administrator = authority.issue("admin", (_ADMINISTRATORS,))
+    write_kubeconfig(layout.kubeconfig, layout.name, endpoint.url, authority, administrator)
+
+
+def create_client(layout: Layout, name: str, *, administrator: bool = True) -> Path:
+    """Write the kubeconfig of a user `name`, and return its path.
+
+    Raises:
+        ClusterError: the name is not valid as a file name, or the cluster does not run.
+    """
+    if not _CLIENT_NAME.fullmatch(name):
+        raise ClusterError(f"client name {name!r}: use up to 63 lower-case letters, digits, dots and hyphens")
+    if not layout.kubeconfig.exists():
+        raise ClusterError(f"the cluster {layout.name} does not run: start it with `up`")
+    path = layout.clients / f"{name}.kubeconfig"
+    authority = Authority(layout.pki)
+    identity = authority.issue(name, (_ADMINISTRATORS,) if administrator else ())
+    write_kubeconfig(path, layout.name, server_of(layout.kubeconfig), authority, identity)
+    return path
