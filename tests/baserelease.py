@@ -18,7 +18,7 @@ import yaml
 from tools.bootstrap.uv import Uv, cache_directory
 from tools.images.base import base_image
 from tools.images.buildah import Buildah
-from tools.images.nodeimages import Node
+from tools.images.node_images import Node
 from tools.images.tags import OPERATOR_FILES, content_key
 
 FILE: Final = Path(__file__).with_name("zerocommit")

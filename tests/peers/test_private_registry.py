@@ -19,7 +19,7 @@ import finetune_operator
 from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tools.cluster.toolchain import ensure
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.peers.toolchain import COSIGN
 from tools.release.artifact import Artifact
 from tools.release.listing import LIST, tag_release

@@ -46,7 +46,7 @@ from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.demo.loadgenerator import SteadyLoad
-from tools.images.nodeimages import Node
+from tools.images.node_images import Node
 from tools.peers import vllm, vllmimage, vllmoncpu
 
 pytestmark = pytest.mark.skipif(

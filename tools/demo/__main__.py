@@ -13,7 +13,7 @@ from tools.demo import runtables
 from tools.demo.access import Access
 from tools.demo.errors import DemoError
 from tools.demo.story import Story
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 
 
 def main() -> int:

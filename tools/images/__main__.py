@@ -11,7 +11,7 @@ import typer
 
 from tools.cluster.commands import ClusterError
 from tools.images.build import build, references
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.images.tags import Variant
 
 app = typer.Typer(

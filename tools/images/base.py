@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.uv import ROOT, cache_directory
-from tools.images.buildah import Buildah
-from tools.images.errors import ImageError
+from tools.images.buildah import Buildah, ImageError
 from tools.images.tags import plain_http
 
 PINNED: Final = re.compile(r"(?P<name>[^@]+?)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bills of materials of the images as CycloneDX JSON: packages with versions and licenses."""
+"""Content of the images: bills of materials as CycloneDX JSON, and a size budget for each image."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 
 Inventory = dict[str, Any]
 """Output of inventory.py."""
@@ -142,3 +142,34 @@ def _debian(inventory: Inventory) -> Iterator[Component]:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+MEBIBYTE: Final = 1 << 20
+BUDGETS: Final = {
+    "finetune-operator": 360 * MEBIBYTE,
+    # SciPy takes 100 MiB; datasketch needs it for the hashes of near duplicates.
+    "finetune-trainer-cpu": 2200 * MEBIBYTE,
+    # The C compiler that Triton needs takes 200 MiB.
+    "finetune-trainer-cuda": 7700 * MEBIBYTE,
+}
+"""Maximum bytes of all files, uncompressed, including the base image."""
+
+
+def check_budget(image: str, size: int) -> str:
+    """Size and budget of the image as text.
+
+    Args:
+        image: a key of `BUDGETS`.
+        size: its size in bytes.
+
+    Raises:
+        ImageError: it is too large.
+    """
+    budget = BUDGETS[image]
+    text = f"{image}: {size / MEBIBYTE:,.0f} MiB of {budget / MEBIBYTE:,.0f} MiB"
+    if size > budget:
+        raise ImageError(
+            f"{text}: the image is too large. Check the packages that were added to its constraints, or raise"
+            " its budget in tools/images/bill.py and give the reason there"
+        )
+    return text

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tools.bootstrap.uv import ROOT, cache_directory
-from tools.images import base, bill, budget, inventory
-from tools.images.buildah import Buildah
-from tools.images.dependencies import Dependencies, cpu_dependencies
-from tools.images.errors import ImageError, SourcesChangedError
-from tools.images.nodeimages import Node
+from tools.images import base, bill, inventory
+from tools.images.buildah import Buildah, ImageError, SourcesChangedError
+from tools.images.cpu_packages import Dependencies, cpu_dependencies
+from tools.images.node_images import Node
 from tools.images.tags import LOCAL, TRIMMING_FILES, References, Variant, content_key, image_references
 
 OPERATOR: Final = ROOT / "operator" / "Dockerfile"
@@ -135,7 +134,7 @@ class Builder:
             found = self._inventory(image)
             file.write_text(bill.bill_of_materials(image, self.base, found, constraints))
             size = found["bytes"]
-        return budget.check_budget(title, size)
+        return bill.check_budget(title, size)
 
     def push(self) -> None:
         """Push the images."""

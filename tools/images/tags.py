@@ -23,10 +23,10 @@ TRAINER_FILES: Final = (
 )
 TRIMMING_FILES: Final = (
     "constraints/trainer.txt",
-    "tools/images/dependencies.py",
-    "tools/images/elf.py",
-    "tools/images/stubs.py",
-    "tools/images/trim.py",
+    "tools/images/cpu_packages.py",
+    "tools/images/cpu_packages.py",
+    "tools/images/cpu_packages.py",
+    "tools/images/cpu_packages.py",
 )
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.uv import ROOT, Uv, cache_directory
+from tools.images.cpu_packages import trim
 from tools.images.tags import content_key
-from tools.images.trim import trim
 from tools.peers import amx_permission
 
 CONSTRAINTS: Final = ROOT / "constraints" / "vllm.txt"
 FILES: Final = (
     "constraints/vllm.txt",
-    "tools/images/elf.py",
-    "tools/images/stubs.py",
-    "tools/images/trim.py",
+    "tools/images/cpu_packages.py",
+    "tools/images/cpu_packages.py",
+    "tools/images/cpu_packages.py",
     "tools/peers/amx_permission.py",
     "tools/peers/vllm.py",
 )

@@ -10,11 +10,9 @@ from typing import Final
 
 from tools.bootstrap.uv import cache_directory
 from tools.images import base
-from tools.images.buildah import Buildah
-from tools.images.dependencies import COMPILE, Dependencies
-from tools.images.errors import ImageError
-from tools.images.links import link_tree
-from tools.images.nodeimages import Node
+from tools.images.buildah import Buildah, ImageError
+from tools.images.cpu_packages import COMPILE, Dependencies, link_tree
+from tools.images.node_images import Node
 from tools.images.tags import content_key
 from tools.peers import vllm
 

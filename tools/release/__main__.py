@@ -13,7 +13,7 @@ import typer
 
 from tools.cluster.commands import ClusterError
 from tools.cluster.toolchain import ensure
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact
 from tools.release.listing import FOLDER, tag_release

@@ -11,7 +11,7 @@ from typing import Final
 import yaml
 
 from tools.bootstrap.uv import ROOT
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.release.registry import run
 
 CHARTS: Final = ROOT / "charts"

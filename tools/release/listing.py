@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.bootstrap.uv import ROOT
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.release.artifact import Artifact
 from tools.release.registry import Registry
 from tools.release.verification import require_statements, verify

@@ -18,8 +18,7 @@ from tools.bootstrap.uv import ROOT, cache_directory
 from tools.cluster.toolchain import ensure
 from tools.images.base import base_image, require_pinned
 from tools.images.build import bill_file, build_complete
-from tools.images.buildah import Buildah
-from tools.images.errors import ImageError
+from tools.images.buildah import Buildah, ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact
 from tools.release.charts import chart_names, package_charts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.cluster.toolchain import CRANE, HELM, ORAS, VERIFY_BUNDLE, program
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.images.tags import plain_http
 
 PROGRAMS: Final = (CRANE, HELM, ORAS, VERIFY_BUNDLE)

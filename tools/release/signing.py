@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 
 BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD: Final = "application/vnd.in-toto+json"

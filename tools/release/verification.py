@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tools.cluster.toolchain import program
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.release.artifact import Artifact
 from tools.release.registry import Registry
 from tools.release.signing import BUNDLE

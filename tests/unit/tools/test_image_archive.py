@@ -5,7 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from tools.images.archive import Image, Layer, chain_id, marker_layer, read_docker_archive, write_oci_archive
+from tools.images.buildah import Image, Layer, chain_id, marker_layer, read_docker_archive, write_oci_archive
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tools.images import budget
+from tools.images import bill
 from tools.images import build as building
 from tools.images.__main__ import app
-from tools.images.dependencies import Dependencies
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
+from tools.images.cpu_packages import Dependencies
 from tools.images.tags import Variant
 
 BASE = f"python:3.11@sha256:{'0a' * 32}"
@@ -91,7 +91,7 @@ def test_a_budget_that_was_lowered_is_checked_against_images_that_are_there_alre
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     building.build(Variant.CPU)
-    monkeypatch.setitem(budget.BUDGETS, "finetune-trainer-cpu", 99 * MEBIBYTE)
+    monkeypatch.setitem(bill.BUDGETS, "finetune-trainer-cpu", 99 * MEBIBYTE)
 
     with pytest.raises(ImageError, match="finetune-trainer-cpu: 100 MiB of 99 MiB: the image is too large"):
         building.build(Variant.CPU)

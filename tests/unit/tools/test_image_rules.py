@@ -11,8 +11,8 @@ import pytest
 
 from tools.bootstrap.uv import ROOT
 from tools.images.base import DEFAULT, PINNED, require_pinned
-from tools.images.budget import BUDGETS, check_budget
-from tools.images.errors import ImageError
+from tools.images.bill import BUDGETS, check_budget
+from tools.images.buildah import ImageError
 
 DIGEST = "sha256:" + "0a" * 32
 DOCKERFILES = [ROOT / "operator" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile"]

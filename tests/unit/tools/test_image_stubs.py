@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.images.elf import closure, defined_symbols, needed, soname
-from tools.images.stubs import write_stub
+from tools.images.cpu_packages import closure, defined_symbols, needed, soname, write_stub
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: make packages")
 

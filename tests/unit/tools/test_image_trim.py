@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.images.trim import STUB_FROM_BYTES, trim
+from tools.images.cpu_packages import STUB_FROM_BYTES, trim
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 

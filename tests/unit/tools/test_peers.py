@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.toolchain import pinned
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.peers import __main__ as command
 from tools.peers import amx_permission, results, vllm, vllmimage
 from tools.peers.results import BEGIN

@@ -25,7 +25,7 @@ from typing_extensions import override
 from tools.bootstrap.uv import ROOT
 from tools.cluster import toolchain
 from tools.cluster.commands import ClusterError
-from tools.images.errors import ImageError
+from tools.images.buildah import ImageError
 from tools.images.tags import Variant
 from tools.release import publish, registry
 from tools.release.__main__ import add_tags

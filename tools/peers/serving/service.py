@@ -22,7 +22,7 @@ from tools.cluster import TestCluster, gateway_api
 from tools.cluster.commands import until
 from tools.demo.access import Access
 from tools.demo.install import images, install
-from tools.images.nodeimages import Node
+from tools.images.node_images import Node
 from tools.peers import traefik, vllmimage, vllmoncpu
 from tools.peers.serving.benchnamespace import NAME, NAMESPACE, BenchNamespace, named, serving
 from tools.peers.serving.servers import MODEL, RunningServer, answers, client_of

@@ -11,10 +11,8 @@ from typing import Final
 from tools.bootstrap.uv import cache_directory
 from tools.cluster.containerd import Containerd
 from tools.cluster.layout import DEFAULT_NAME, Layout
-from tools.images.archive import Image, Layer, chain_id, marker_layer, write_oci_archive
-from tools.images.dependencies import Dependencies
-from tools.images.errors import ImageError
-from tools.images.links import link_tree
+from tools.images.buildah import Image, ImageError, Layer, chain_id, marker_layer, write_oci_archive
+from tools.images.cpu_packages import Dependencies, link_tree
 
 Supply = Callable[[], AbstractContextManager[Image]]
 
