@@ -15,10 +15,8 @@ from finetune_operator.manifests.labels import REVISION, RUN
 from tests.e2e import manifests
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of
 from tests.waiting import eventually
-from tools.demo.access import Object
-from tools.demo.connection import open_endpoint
-from tools.demo.loadgenerator import LoadRequest, SteadyLoad
-from tools.demo.questions import ask
+from tools.demo.access import Object, open_endpoint
+from tools.demo.questions import LoadRequest, SteadyLoad, ask
 
 T = TypeVar("T")
 

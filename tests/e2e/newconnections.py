@@ -8,7 +8,7 @@ from openai import DefaultHttpxClient, OpenAI
 
 from tools.cluster.layout import DNS_ADDRESS
 from tools.cluster.network import resolve
-from tools.demo.connection import REQUEST_SECONDS
+from tools.demo.access import REQUEST_SECONDS
 
 LOOKUPS: Final = 2
 """Number of attempts to resolve a name; the default of resolvers."""

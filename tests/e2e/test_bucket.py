@@ -16,7 +16,7 @@ from tests.e2e import manifests
 from tests.e2e.team import Team, uid_of
 from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tools.cluster.layout import NODE_ADDRESS
-from tools.demo.connection import open_endpoint
+from tools.demo.access import open_endpoint
 from tools.demo.questions import ask
 from tools.models import tiny
 

@@ -50,8 +50,7 @@ from tools.demo.install import (
     install_operator,
     values,
 )
-from tools.demo.loadgenerator import LoadRequest, SteadyLoad
-from tools.demo.questions import ask
+from tools.demo.questions import LoadRequest, SteadyLoad, ask
 from tools.images.tags import References
 
 REQUESTS_PER_SECOND: Final = 4.0

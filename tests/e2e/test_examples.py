@@ -15,8 +15,7 @@ from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
 from tools.bootstrap.uv import ROOT
-from tools.demo.access import Object
-from tools.demo.connection import open_endpoint
+from tools.demo.access import Object, open_endpoint
 from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"

@@ -11,8 +11,7 @@ from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, name_of, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Object
-from tools.demo.connection import open_endpoint
+from tools.demo.access import Object, open_endpoint
 from tools.demo.questions import ask
 from tools.images.tags import References
 

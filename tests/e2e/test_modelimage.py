@@ -18,8 +18,7 @@ import pytest
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
-from tools.demo.access import Object
-from tools.demo.connection import open_endpoint
+from tools.demo.access import Object, open_endpoint
 from tools.demo.questions import ask
 from tools.release.ociregistry import OciRegistry
 

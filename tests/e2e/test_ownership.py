@@ -5,8 +5,7 @@ from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
-from tools.demo.access import Access, Object
-from tools.demo.connection import open_endpoint
+from tools.demo.access import Access, Object, open_endpoint
 from tools.demo.install import RELEASE, SYSTEM, install
 from tools.demo.questions import ask
 from tools.images.tags import References

@@ -14,10 +14,8 @@ from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Object
-from tools.demo.connection import Endpoint, open_endpoint
-from tools.demo.loadgenerator import OVERLOAD, SteadyLoad
-from tools.demo.questions import ask
+from tools.demo.access import Endpoint, Object, open_endpoint
+from tools.demo.questions import OVERLOAD, SteadyLoad, ask
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, name_of, uid_of
-from tools.demo.access import Object
-from tools.demo.connection import open_endpoint
-from tools.demo.errors import DemoError
+from tools.demo.access import DemoError, Object, open_endpoint
 from tools.demo.install import SYSTEM
-from tools.demo.loadgenerator import SteadyLoad
-from tools.demo.questions import ask, ask_streamed
+from tools.demo.questions import SteadyLoad, ask, ask_streamed
 
 NAME: Final = "strategies"
 REQUESTS_PER_SECOND: Final = 4.0

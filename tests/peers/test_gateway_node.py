@@ -18,11 +18,9 @@ from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.team import Team, new_namespace, uid_of
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.layout import ISOLATED
-from tools.demo.access import Access
-from tools.demo.connection import REQUEST_SECONDS
+from tools.demo.access import REQUEST_SECONDS, Access
 from tools.demo.install import images, install
-from tools.demo.loadgenerator import SteadyLoad
-from tools.demo.questions import ask, ask_streamed
+from tools.demo.questions import SteadyLoad, ask, ask_streamed
 from tools.peers import traefik
 
 GATEWAY: Final = Path(__file__).parents[2] / "examples" / "gateway" / "gateway.yaml"

@@ -22,8 +22,7 @@ from tools.cluster import TestCluster
 from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
 from tools.cluster.toolchain import HELM3, KUBERNETES, program
-from tools.demo.access import Access, Object
-from tools.demo.connection import open_endpoint
+from tools.demo.access import Access, Object, open_endpoint
 from tools.demo.install import CHART, DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
 from tools.demo.questions import ask
 from tools.images.tags import References

@@ -45,7 +45,7 @@ from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
-from tools.demo.loadgenerator import SteadyLoad
+from tools.demo.questions import SteadyLoad
 from tools.images.node_images import Node
 from tools.peers import vllm, vllmimage, vllmoncpu
 

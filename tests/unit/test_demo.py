@@ -20,13 +20,10 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
 from tests.waiting import eventually
-from tools.demo import loadgenerator
-from tools.demo.connection import Endpoint
-from tools.demo.display import LineView, render
-from tools.demo.errors import DemoError
-from tools.demo.loadgenerator import SteadyLoad, calibrated_rate
-from tools.demo.questions import ask, ask_streamed, compare, held_out
-from tools.demo.runstate import DemoStatus
+from tools.demo import questions as loadgenerator
+from tools.demo.access import DemoError, Endpoint
+from tools.demo.progress import DemoStatus, LineView, render
+from tools.demo.questions import SteadyLoad, ask, ask_streamed, calibrated_rate, compare, held_out
 from tools.demo.story import MAX_IN_FLIGHT, RolloutLoad
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

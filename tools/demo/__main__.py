@@ -9,15 +9,14 @@ from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
 from tools.cluster.commands import ClusterError
-from tools.demo import runtables
-from tools.demo.access import Access
-from tools.demo.errors import DemoError
+from tools.demo import run_tables
+from tools.demo.access import Access, DemoError
 from tools.demo.story import Story
 from tools.images.buildah import ImageError
 
 
 def main() -> int:
-    console = runtables.console()
+    console = run_tables.console()
     try:
         Story(Access.from_environment(), console).run()
     except KeyboardInterrupt:

@@ -20,16 +20,13 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
-from tools.demo import modelclaim, namespace, runtables
-from tools.demo.access import Access
-from tools.demo.connection import Endpoint, open_endpoint
-from tools.demo.errors import DemoError
-from tools.demo.follow import Follower
+from tools.demo import access as namespace
+from tools.demo import install as modelclaim
+from tools.demo import run_tables
+from tools.demo.access import NAMESPACE, Access, DemoError, Endpoint, open_endpoint
 from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, images, install
-from tools.demo.loadgenerator import OVERLOAD, SteadyLoad, calibrated_rate
-from tools.demo.namespace import NAMESPACE
-from tools.demo.questions import compare, held_out
-from tools.demo.runstate import DemoStatus, duration
+from tools.demo.progress import DemoStatus, Follower, duration
+from tools.demo.questions import OVERLOAD, SteadyLoad, calibrated_rate, compare, held_out
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
 SECOND_RUN: Final = EXAMPLE / "v2"
@@ -89,7 +86,7 @@ class Story:
     def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
         with self._step("Results"):
             if first.job.status.evaluation is not None:
-                self._console.print(runtables.evaluation(first.job.status.evaluation))
+                self._console.print(run_tables.evaluation(first.job.status.evaluation))
             self._console.print(self._records())
             self._print(f"Requests go through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
@@ -113,7 +110,7 @@ class Story:
                 load.enter(AFTER)
                 self._wait_until_deleted(before, load)
             if second.job.status.evaluation is not None:
-                self._console.print(runtables.evaluation(second.job.status.evaluation))
+                self._console.print(run_tables.evaluation(second.job.status.evaluation))
             self._console.print(self._records())
             after = second.endpoint.status.revision if second.endpoint is not None else ""
             self._print(f"revision {before} → {after}")
@@ -152,7 +149,7 @@ class Story:
     def _show_answers(self, endpoint: Endpoint) -> None:
         rows = held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))
         with endpoint.client() as client:
-            self._console.print(runtables.answers(compare(client, NAME, rows)))
+            self._console.print(run_tables.answers(compare(client, NAME, rows)))
 
     def _records(self) -> Table:
         versions = [
@@ -161,7 +158,7 @@ class Story:
         checkpoints = [
             Checkpoint.model_validate(each) for each in self._access.objects("Checkpoint", NAMESPACE)
         ]
-        return runtables.records(versions, checkpoints)
+        return run_tables.records(versions, checkpoints)
 
     def _print_next_steps(self) -> None:
         self._console.print("\n[bold]Limitations of this demo[/]")

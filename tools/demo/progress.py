@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poll a run until it reaches a state, and show it: redrawn on a terminal, otherwise one line per change."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Final, Literal, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.meta import API_VERSION, Condition
+from finetune_operator.manifests.labels import RUN
+from tools.demo.access import NAMESPACE, Access, DemoError, Object
+
+State = Literal["waiting", "running", "done"]
+
+STAGE_CONDITIONS: Final[tuple[tuple[str, str], ...]] = (
+    ("prepare", "DatasetReady"),
+    ("preflight", "Preflighted"),
+    ("train", "Trained"),
+    ("evaluate", "Evaluated"),
+)
+"""Stages with the condition that is True when the stage is done."""
+APPLY_TOLERANCE: Final = timedelta(seconds=5)
+"""Objects that were applied together with the run may be older than it by at most this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One line in the list of stages."""
+
+    name: str
+    state: State
+    seconds: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoEvent:
+    """A Kubernetes event about one of our objects."""
+
+    key: str
+    about: str
+    reason: str
+    message: str
+    warning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStatus:
+    """A run and the endpoint that follows its model line, at one moment."""
+
+    job: FineTuneJob
+    endpoint: InferenceDeployment | None
+    events: tuple[DemoEvent, ...]
+    taken_at: datetime
+
+    @classmethod
+    def of(
+        cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime
+    ) -> "DemoStatus":
+        """Create the status from the objects of the API server, without events of an earlier demo."""
+        run = FineTuneJob.model_validate(job)
+        since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
+        return cls(
+            run,
+            InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
+            _demo_events(events, since),
+            now,
+        )
+
+    def condition(self, type_: str) -> Condition | None:
+        """The run's condition of this type if it is True."""
+        return true_condition(self.job.status.conditions, type_)
+
+    @property
+    def served_checkpoint(self) -> str | None:
+        """The Checkpoint that the endpoint serves."""
+        served = self.endpoint.status.models if self.endpoint is not None else ()
+        return served[0].checkpoint if served else None
+
+    @property
+    def own_checkpoint(self) -> str | None:
+        """The Checkpoint of this run that was evaluated."""
+        evaluation = self.job.status.evaluation
+        return evaluation.checkpoint if evaluation is not None else None
+
+    @property
+    def serves_own(self) -> bool:
+        """Whether the endpoint is Ready and serves only this run's Checkpoint."""
+        return (
+            self.endpoint is not None
+            and self.own_checkpoint is not None
+            and self.served_checkpoint == self.own_checkpoint
+            and true_condition(self.endpoint.status.conditions, "Ready") is not None
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in order; the first stage that is not done counts as running."""
+        measured: dict[str, float] = {stage.name: stage.seconds for stage in self.job.status.stages}
+        lines = []
+        before = True
+        for name, condition in STAGE_CONDITIONS:
+            done = self.condition(condition) is not None
+            state: State = "done" if done else "running" if before else "waiting"
+            lines.append(Stage(name, state, measured.get(name), self._detail(name) if before else ""))
+            before = done
+        promoted = self.condition("Ready") is not None
+        lines.append(Stage("promote", "done" if promoted else "running" if before else "waiting"))
+        served: State = "done" if self.serves_own else "running" if promoted else "waiting"
+        lines.append(Stage("serve", served, detail=self._serving()))
+        return tuple(lines)
+
+    @property
+    def activity(self) -> str:
+        """Reason and message of the run's present condition."""
+        for type_ in ("Stalled", "Suspended", "Reconciling", "Ready"):
+            condition = self.condition(type_)
+            if condition is not None:
+                return f"{condition.reason}: {condition.message}" if condition.message else condition.reason
+        return "not reconciled yet"
+
+    def _detail(self, name: str) -> str:
+        progress = self.job.status.progress
+        status = self.job.status
+        if name == "prepare":
+            return status.resolved.dataset_version or ""
+        if name == "evaluate" and status.evaluation is not None:
+            return "; ".join(gate.message for gate in status.evaluation.gates)
+        if progress is None or progress.stage != name or not progress.total_steps:
+            return ""
+        parts = [f"step {progress.step}/{progress.total_steps}"]
+        if name == "train" and progress.loss is not None:
+            parts.append(f"loss {progress.loss:.3f}")
+        if progress.eta_seconds is not None:
+            parts.append(f"ETA {duration(progress.eta_seconds)}")
+        return "  ".join(parts)
+
+    def _serving(self) -> str:
+        if self.endpoint is None:
+            return ""
+        status = self.endpoint.status
+        new = next((each.name for each in status.revisions if each.state == "RollingOut"), None)
+        return (
+            f"{status.revision} → {new}"
+            if new and status.revision not in ("", new)
+            else new or status.revision
+        )
+
+
+def true_condition(conditions: Sequence[Condition], type_: str) -> Condition | None:
+    """The condition of this type if it is True."""
+    return next((each for each in conditions if each.type == type_ and each.status == "True"), None)
+
+
+def duration(seconds: float) -> str:
+    """`42 s` or `3:07`."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _demo_events(events: Sequence[Object], since: datetime) -> tuple[DemoEvent, ...]:
+    ours = [
+        event
+        for event in events
+        if event["involvedObject"].get("apiVersion") == API_VERSION
+        and datetime.fromisoformat(event["lastTimestamp"]) >= since
+    ]
+    ours.sort(key=lambda event: (event["lastTimestamp"], int(event["metadata"]["resourceVersion"])))
+    return tuple(
+        DemoEvent(
+            key=event["metadata"]["uid"],
+            about=f"{event['involvedObject']['kind']} {event['involvedObject']['name']}",
+            reason=event.get("reason", ""),
+            message=event.get("message", ""),
+            warning=event.get("type") == "Warning",
+        )
+        for event in ours
+    )
+
+
+def now() -> datetime:
+    """The present time in UTC."""
+    return datetime.now(UTC)
+
+
+MARKS: Final = {"done": "[green]✔[/]", "running": "[yellow]▶[/]", "waiting": "[dim]·[/]"}
+MAX_EVENTS: Final = 5
+PROGRESS_SECONDS: Final = 10.0
+"""Minimum time between two progress lines when output is not a terminal."""
+
+
+class View(Protocol):
+    """Shows the states of a run during a block."""
+
+    def show(self, status: DemoStatus) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def create_view(console: Console, extra: Callable[[], str]) -> View:
+    """The view for the console; `extra` returns an additional line, or an empty text."""
+    return LiveView(console, extra) if console.is_terminal else LineView(console, extra)
+
+
+class LiveView:
+    """Redraws stages and the newest events; the last state stays on the terminal."""
+
+    def __init__(self, console: Console, extra: Callable[[], str]) -> None:
+        self._console = console
+        self._extra = extra
+        self._live = Live(console=console)
+
+    def show(self, status: DemoStatus) -> None:
+        self._live.update(render(status, self._extra()))
+
+    def __enter__(self) -> Self:
+        # A Live that has ended cannot be started again.
+        self._live = Live(console=self._console, refresh_per_second=4)
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+
+class LineView:
+    """Prints one line per event and per change of a stage, and progress every PROGRESS_SECONDS."""
+
+    def __init__(self, console: Console, extra: Callable[[], str]) -> None:
+        self._console = console
+        self._extra = extra
+        self._printed_events: set[str] = set()
+        self._states: dict[str, str] = {}
+        self._progress = ""
+        self._next_progress = 0.0
+
+    def show(self, status: DemoStatus) -> None:
+        for event in status.events:
+            if event.key not in self._printed_events:
+                self._printed_events.add(event.key)
+                self._print(_event(event))
+        for stage in status.stages:
+            if stage.state != "waiting" and self._states.get(stage.name) != stage.state:
+                self._states[stage.name] = stage.state
+                self._print(_stage(stage))
+        running = next((stage for stage in status.stages if stage.state == "running"), None)
+        detail = "  ".join(part for part in (running.detail if running else "", self._extra()) if part)
+        if running and detail and detail != self._progress and time.monotonic() >= self._next_progress:
+            self._progress, self._next_progress = detail, time.monotonic() + PROGRESS_SECONDS
+            self._print(f"{running.name}: {escape(detail)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def _print(self, markup: str) -> None:
+        self._console.print(f"   {markup}", soft_wrap=True)
+
+
+def render(status: DemoStatus, extra: str) -> RenderableType:
+    """Title, stages and newest events of a run."""
+    stages = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        stages.add_column()
+    for stage in status.stages:
+        time_spent = "" if stage.seconds is None else duration(stage.seconds)
+        stages.add_row(f"  {MARKS[stage.state]}", stage.name, f"[dim]{time_spent}[/]", escape(stage.detail))
+    created = status.job.metadata.creation_timestamp or status.taken_at
+    age = duration((status.taken_at - created).total_seconds())
+    title = Text.from_markup(
+        f"   [bold]FineTuneJob {status.job.name}[/]  [dim]{age}[/]  {escape(status.activity)}"
+    )
+    parts: list[RenderableType] = [title, stages]
+    parts += [Text.from_markup(f"   {_event(event)}") for event in status.events[-MAX_EVENTS:]]
+    if extra:
+        parts.append(Text.from_markup(f"   {escape(extra)}"))
+    return Group(*parts)
+
+
+def _stage(stage: Stage) -> str:
+    time_spent = f" [dim]{duration(stage.seconds)}[/]" if stage.seconds is not None else ""
+    return f"{MARKS[stage.state]} {stage.name}{time_spent}  {escape(stage.detail)}".rstrip()
+
+
+def _event(event: DemoEvent) -> str:
+    color = "red" if event.warning else "cyan"
+    return f"[dim]{event.about} ·[/] [{color}]{event.reason}[/] [dim]·[/] {escape(event.message)}"
+
+
+POLL_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 900.0
+"""A run and its endpoint without any change for so long count as stuck."""
+LOG_LINES: Final = 5
+"""Number of log lines per container of a failed run."""
+
+
+class Follower:
+    """Follows one run and the endpoint of its model line."""
+
+    def __init__(self, access: Access, console: Console, job: str, endpoint: str) -> None:
+        self._access = access
+        self._job = job
+        self._endpoint = endpoint
+        self._extra: Callable[[], str] = lambda: ""
+        self._view = create_view(console, self._extra_line)
+
+    def _extra_line(self) -> str:
+        return self._extra()
+
+    def status(self) -> DemoStatus:
+        """The present state of the run and its endpoint.
+
+        Raises:
+            DemoError: the run was deleted.
+        """
+        job = self._access.object("FineTuneJob", NAMESPACE, self._job)
+        if job is None:
+            raise DemoError(f"FineTuneJob {self._job} was deleted")
+        endpoint = self._access.object("InferenceDeployment", NAMESPACE, self._endpoint)
+        return DemoStatus.of(job, endpoint, self._access.events(NAMESPACE), now())
+
+    def until(self, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: "") -> DemoStatus:
+        """Show the run until `done` is true, and return that state.
+
+        Args:
+            done: condition to wait for.
+            extra: an additional line to show.
+
+        Raises:
+            DemoError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
+        """
+        changed_at, before = time.monotonic(), ""
+        self._extra = extra
+        with self._view as view:
+            while True:
+                status = self.status()
+                view.show(status)
+                if done(status):
+                    return status
+                self._raise_if_stalled(status)
+                state = f"{status.job.status!r} {status.endpoint!r}"
+                if state != before:
+                    changed_at, before = time.monotonic(), state
+                elif time.monotonic() - changed_at > PATIENCE_SECONDS:
+                    minutes = PATIENCE_SECONDS / 60
+                    raise self._failure(status, f"no change for {minutes:.0f} min: {status.activity}")
+                time.sleep(POLL_SECONDS)
+
+    def _raise_if_stalled(self, status: DemoStatus) -> None:
+        stalled = status.condition("Stalled")
+        if stalled is not None:
+            raise self._failure(status, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
+        if status.endpoint is not None:
+            stalled = true_condition(status.endpoint.status.conditions, "Stalled")
+            if stalled is not None:
+                raise self._failure(
+                    status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
+                )
+
+    def _failure(self, status: DemoStatus, message: str) -> DemoError:
+        uids = [status.job.uid] + ([status.endpoint.uid] if status.endpoint else [])
+        selector = f"{RUN} in ({','.join(uids)})"
+        logs = self._access.kubectl(
+            "logs", f"--namespace={NAMESPACE}", f"--selector={selector}", f"--tail={LOG_LINES}",
+            "--all-containers", "--prefix", "--ignore-errors",
+        )  # fmt: skip
+        return DemoError(
+            message,
+            [
+                f"kubectl -n {NAMESPACE} describe finetunejob {self._job}",
+                f"kubectl -n {NAMESPACE} describe inferencedeployment {self._endpoint}",
+                f"kubectl -n {NAMESPACE} get pods",
+                f"kubectl -n {NAMESPACE} logs --selector='{selector}' --all-containers --prefix",
+                "kubectl -n finetune-system logs deployment/finetune-operator",
+            ],
+            logs.splitlines(),
+        )
