@@ -20,7 +20,7 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
 from tools.demo.access import Object, open_endpoint
 from tools.demo.questions import ask
-from tools.release.ociregistry import OciRegistry
+from tools.release.registry import OciRegistry
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("KUBE_CONTEXT")), reason="only the local node pulls from this machine's loopback"

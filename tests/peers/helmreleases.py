@@ -29,12 +29,9 @@ from tools.cluster.commands import run
 from tools.cluster.toolchain import CRANE, HELM, ORAS, ensure, program
 from tools.demo.install import DEFINITIONS, RELEASE
 from tools.fakepods import running
-from tools.release.artifact import Artifact
-from tools.release.charts import CHARTS, chart_names
-from tools.release.ociregistry import OciRegistry
-from tools.release.registry import Registry
-from tools.release.signing import BUNDLE, SigningKey
-from tools.release.statements import SIGNATURE, statement
+from tools.release.publish import CHARTS, chart_names
+from tools.release.registry import OciRegistry, Registry
+from tools.release.statements import BUNDLE, SIGNATURE, Artifact, SigningKey, statement
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "gitops"
 RELEASES: Final = "platform/releases/finetune.yaml"

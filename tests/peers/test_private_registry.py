@@ -21,11 +21,9 @@ from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tools.cluster.toolchain import ensure
 from tools.images.buildah import ImageError
 from tools.peers.toolchain import COSIGN
-from tools.release.artifact import Artifact
-from tools.release.listing import LIST, tag_release
-from tools.release.publish import Release
+from tools.release.publish import LIST, Release, tag_release
 from tools.release.registry import Registry
-from tools.release.signing import SigningKey
+from tools.release.statements import Artifact, SigningKey
 
 CHART: Final = "charts/finetune-operator"
 

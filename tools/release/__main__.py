@@ -15,11 +15,9 @@ from tools.cluster.commands import ClusterError
 from tools.cluster.toolchain import ensure
 from tools.images.buildah import ImageError
 from tools.images.tags import Variant
-from tools.release.artifact import Artifact
-from tools.release.listing import FOLDER, tag_release
-from tools.release.publish import Release
+from tools.release.publish import FOLDER, Release, tag_release
 from tools.release.registry import PROGRAMS, Registry
-from tools.release.signing import SigningKey
+from tools.release.statements import Artifact, SigningKey
 
 LOCAL_BUILDER = "https://finetune.dev/builders/local"
 

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the images and the charts, push them without tags, and attach statements about them."""
+"""Build images and charts, push them without tags, attach statements about them, and list and tag them."""
 
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
+
+import yaml
 
 import finetune_operator
 from tools.bootstrap.uv import ROOT, cache_directory
@@ -20,13 +24,138 @@ from tools.images.base import base_image, require_pinned
 from tools.images.build import bill_file, build_complete
 from tools.images.buildah import Buildah, ImageError
 from tools.images.tags import Variant
-from tools.release.artifact import Artifact
-from tools.release.charts import chart_names, package_charts
-from tools.release.listing import FOLDER, write_list
-from tools.release.ociregistry import OciRegistry
-from tools.release.registry import PROGRAMS, Registry
-from tools.release.signing import BUNDLE, SigningKey
-from tools.release.statements import Build, SourceCommit, statements
+from tools.release.registry import PROGRAMS, OciRegistry, Registry, run
+from tools.release.statements import (
+    BUNDLE,
+    Artifact,
+    Build,
+    SigningKey,
+    SourceCommit,
+    require_statements,
+    statements,
+    verify,
+)
+
+CHARTS: Final = ROOT / "charts"
+IMAGES: Final = ("image", "trainerImage")
+"""Values with the parts of an image's name."""
+EMPTY: Final = re.compile(r'^  registry: ""$', re.MULTILINE)
+
+
+def chart_names() -> list[str]:
+    """Names of all charts."""
+    return sorted(path.parent.name for path in CHARTS.glob("*/Chart.yaml"))
+
+
+def package_charts(prefix: str, target: Path) -> Iterator[Path]:
+    """Write each chart as an archive into the folder `target`, with images of the registry `prefix`.
+
+    Raises:
+        ImageError: the values name images in another form, or Helm failed.
+    """
+    for name in chart_names():
+        with TemporaryDirectory() as folder:
+            chart = Path(folder) / name
+            shutil.copytree(CHARTS / name, chart)
+            values = chart / "values.yaml"
+            if values.exists():
+                values.write_text(with_registry(values.read_text(), prefix))
+            yield Path(run("helm", "package", chart, "--destination", target).rpartition(": ")[2])
+
+
+def with_registry(values: str, prefix: str) -> str:
+    """Values of a chart whose images are in the registry `prefix`; comments stay as they are."""
+    before = yaml.safe_load(values) or {}
+    after = EMPTY.sub(f"  registry: {prefix}", values)
+    expected = {key: {**before[key], "registry": prefix} for key in IMAGES if key in before}
+    if yaml.safe_load(after) != {**before, **expected}:
+        raise ImageError("values.yaml names images in another form: change tools/release/publish.py")
+    return after
+
+
+FOLDER: Final = ROOT / "build" / "release"
+LIST: Final = "release.json"
+"""Name of the list in the folder of a release."""
+
+
+def write_list(
+    folder: Path, released: Mapping[Artifact, Sequence[str]], version: str, commit: str, public: str | None
+) -> None:
+    """Write the list of the artifacts to a folder.
+
+    Args:
+        folder: folder of the release.
+        released: the predicate types of the statements about each artifact.
+        version: version of the release.
+        commit: commit of the release.
+        public: public key in PEM form; None if another program signs the statements.
+    """
+    listed = [
+        {
+            "name": each.name,
+            "repository": each.repository,
+            "tags": each.tags,
+            "digest": each.digest,
+            "statements": predicate_types,
+        }
+        for each, predicate_types in released.items()
+    ]
+    document = {"version": version, "commit": commit, "publicKey": public, "artifacts": listed}
+    (folder / LIST).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def tag_release(registry: Registry, folder: Path = FOLDER, *, is_trial: bool = False) -> list[Artifact]:
+    """Add their tags to the listed artifacts, whose statements must all be in the registry.
+
+    Signatures with the key of the release are verified. If another program has signed, that program verifies
+    its signatures. Can be repeated. Returns the artifacts.
+
+    Args:
+        registry: where the artifacts are.
+        folder: where the list is.
+        is_trial: accept artifacts that nothing has signed, and tags that move from other artifacts.
+
+    Raises:
+        ImageError: the list or a statement is missing, or a tag exists.
+    """
+    file = folder / LIST
+    document = _read_list(file)
+    public: str | None = document["publicKey"]
+    released = dict(_artifact(registry, each, file) for each in document["artifacts"])
+    for artifact, predicate_types in released.items():
+        if public is not None:
+            verify(registry, artifact, predicate_types, public)
+        elif not is_trial:
+            require_statements(registry, artifact, predicate_types)
+    for artifact in released:
+        for tag in artifact.tags:
+            present = registry.digest(f"{artifact.repository}:{tag}")
+            if not is_trial and present not in {None, artifact.digest}:
+                raise ImageError(
+                    f"{artifact.repository}:{tag} exists ({present}): a version is never replaced"
+                )
+    for artifact in released:
+        for tag in artifact.tags:
+            registry.tag(artifact.reference, tag)
+    return list(released)
+
+
+def _read_list(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise ImageError(f"{file} does not exist: run `make release`")
+    document: dict[str, Any] = json.loads(file.read_text())
+    if "publicKey" not in document or not all(each.get("statements") for each in document["artifacts"]):
+        raise ImageError(f"{file} does not name the statements of each artifact: run `make release` again")
+    return document
+
+
+def _artifact(registry: Registry, listed: Mapping[str, Any], file: Path) -> tuple[Artifact, Collection[str]]:
+    """A listed artifact, and the predicate types of its statements."""
+    artifact = Artifact(listed["name"], listed["repository"], tuple(listed["tags"]), listed["digest"])
+    if not artifact.repository.startswith(f"{registry.prefix}/"):
+        raise ImageError(f"{file} is of another IMAGE_REGISTRY: {artifact.repository}")
+    return artifact, listed["statements"]
+
 
 OPERATOR: Final = "finetune-operator"
 TRAINER: Final = "finetune-trainer"

@@ -29,13 +29,18 @@ from tools.images.buildah import ImageError
 from tools.images.tags import Variant
 from tools.release import publish, registry
 from tools.release.__main__ import add_tags
-from tools.release.artifact import Artifact
-from tools.release.charts import with_registry
-from tools.release.listing import LIST, tag_release, write_list
-from tools.release.publish import Release
+from tools.release.publish import LIST, Release, tag_release, with_registry, write_list
 from tools.release.registry import Registry
-from tools.release.signing import SigningKey
-from tools.release.statements import BILL, PROVENANCE, SIGNATURE, Build, SourceCommit, statements
+from tools.release.statements import (
+    BILL,
+    PROVENANCE,
+    SIGNATURE,
+    Artifact,
+    Build,
+    SigningKey,
+    SourceCommit,
+    statements,
+)
 
 REGISTRY = "registry.example.com/finetune"
 TYPES = [SIGNATURE, PROVENANCE, BILL]
