@@ -12,7 +12,7 @@ import pytest
 from finetune_trainer.report.evaluation.content import evaluation_report
 from finetune_trainer.report.html_page import OPEN_ROWS, evaluation_page
 from tools.docs import chromium
-from tools.docs.samplereport import sample_facts
+from tools.docs.reportpictures import sample_facts
 
 pytestmark = pytest.mark.skipif(not chromium.is_installed(), reason="make test-peers installs Chromium")
 

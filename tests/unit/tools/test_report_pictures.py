@@ -6,8 +6,7 @@ import re
 from finetune_trainer.report.evaluation.content import evaluation_report
 from finetune_trainer.report.html_page import evaluation_page
 from tools.docs.pictures import PICTURES
-from tools.docs.reportpictures import SIZES
-from tools.docs.samplereport import sample_facts
+from tools.docs.reportpictures import SIZES, sample_facts
 
 
 def test_the_sample_has_every_part_of_the_page_and_is_the_same_each_time() -> None:
