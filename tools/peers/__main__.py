@@ -17,7 +17,7 @@ from tools.cluster.linux_namespaces import isolated
 from tools.peers.results import PeerResult, summary, write_results
 from tools.peers.suites import PEERS, PeerSuite
 from tools.suites.durations import Result, print_results
-from tools.suites.lanes import run_concurrently
+from tools.suites.sessions import run_concurrently
 
 app = typer.Typer(add_completion=False)
 

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from tools.cluster.linux_namespaces import isolated
 from tools.suites.durations import Result, print_results, sheet, slowest, write
-from tools.suites.lanes import run_concurrently
-from tools.suites.sessions import Suite, TestSession, suites
+from tools.suites.sessions import Suite, TestSession, run_concurrently, suites
 
 PYTEST: Final = (
     *(sys.executable, "-m", "pytest", "-m", "not full"),

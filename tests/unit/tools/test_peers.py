@@ -23,7 +23,7 @@ from tools.peers.results import BEGIN
 from tools.peers.suites import PEERS, PeerSuite
 from tools.peers.toolchain import FLUX, OLDER_KUBERNETES
 from tools.suites.durations import PAGE
-from tools.suites.lanes import LaneResult
+from tools.suites.sessions import LaneResult
 
 REPORT = (
     "<testsuites><testsuite><testcase classname='tests.peers.test_one' name='a'/>"

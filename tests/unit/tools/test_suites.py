@@ -19,8 +19,15 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.__main__ import app
 from tools.suites.durations import BEGIN, PAGE, Result, print_results, sheet, slowest
-from tools.suites.lanes import run_concurrently
-from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, TestSession, suites
+from tools.suites.sessions import (
+    E2E_LAST,
+    E2E_SECOND,
+    SEPARATE_SESSIONS,
+    Suite,
+    TestSession,
+    run_concurrently,
+    suites,
+)
 
 
 def e2e(folder: Path) -> Suite:
@@ -77,7 +84,7 @@ def test_three_commands_run_at_once_and_the_next_when_one_has_ended(
 def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     command = ["sh", "-c", f"echo $$ >{file}.part; mv {file}.part {file}; exec sleep 600"]
-    script = f"from tools.suites.lanes import run_concurrently; run_concurrently({{'one': {command!r}}})"
+    script = f"from tools.suites.sessions import run_concurrently; run_concurrently({{'one': {command!r}}})"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as parent:
         eventually("it has started", file.exists)
         parent.send_signal(signal.SIGKILL)
@@ -95,7 +102,7 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
         "three": ["sh", "-c", f"touch {begun[2]}; exec sleep 600"],
         "four": ["touch", str(next_one)],
     }
-    script = f"from tools.suites.lanes import run_concurrently; run_concurrently({commands!r})"
+    script = f"from tools.suites.sessions import run_concurrently; run_concurrently({commands!r})"
     # Background commands of a shell ignore the signal, and these tests may be one.
     command = ["env", "--default-signal=INT", sys.executable, "-c", script]
     with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:
