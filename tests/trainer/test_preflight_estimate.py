@@ -20,7 +20,7 @@ from finetune_trainer.preflight.estimate.fake_step import (
 from tests.methods import NAMES, method_of
 from tests.trainer.architectures import ARCHITECTURES, tiny_config
 from tests.trainer.gpuwrapping import as_a_gpu_trains
-from tools.sizing.realstep import measured_peak, small
+from tools.sizing.accuracy import measured_peak, small
 
 ON_CPU = Precision(torch.float32, autocast=False)
 ON_GPU = Precision(torch.bfloat16, autocast=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from tools.bench.page import put
 from tools.bootstrap.uv import ROOT
 from tools.sizing import accuracy, table
-from tools.sizing.shapes import SHAPES
+from tools.sizing.table import SHAPES
 
 PAGE: Final = ROOT / "docs" / "sizing.md"
 BEGIN_SIZES: Final = "<!-- Sizes, written by make sizing from here -->"
