@@ -27,8 +27,8 @@ from finetune_trainer.statistics.estimate import (
     one_sided,
 )
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
-from tools.evaluation import coverage
-from tools.evaluation.coverage import Coverage
+from tools.evaluation import intervals
+from tools.evaluation.intervals import Coverage
 
 COVERED: Final = (0.92, 0.985)
 """Of two-sided intervals at 95 %."""
@@ -200,8 +200,8 @@ def test_only_differences_of_0_have_an_interval_without_width(value: float, has_
 def grid() -> list[object]:
     return [
         pytest.param(rows, value, id=f"{rows} rows, {value}", marks=() if rows == 50 else pytest.mark.full)
-        for rows in coverage.ROWS
-        for value in coverage.VALUES
+        for rows in intervals.ROWS
+        for value in intervals.VALUES
     ]
 
 
@@ -214,13 +214,13 @@ def assert_covered(found: Coverage) -> None:
 
 @pytest.mark.parametrize(("rows", "value"), grid())
 def test_the_interval_of_a_share_covers_what_it_states(rows: int, value: float) -> None:
-    assert_covered(coverage.of_proportions(rows, value))
+    assert_covered(intervals.of_proportions(rows, value))
 
 
 @pytest.mark.parametrize("value", [0.97, 0.99, 0.996])
 @pytest.mark.parametrize("rows", [30, 50, 100, 200])
 def test_the_interval_of_a_share_near_1_covers_nearly_what_it_states(rows: int, value: float) -> None:
-    found = coverage.of_proportions(rows, value)
+    found = intervals.of_proportions(rows, value)
 
     assert found.two_sided >= COVERED[0]
     assert min(found.lower, found.upper) >= 0.9
@@ -228,12 +228,12 @@ def test_the_interval_of_a_share_near_1_covers_nearly_what_it_states(rows: int, 
 
 @pytest.mark.parametrize(("rows", "value"), grid())
 def test_the_interval_of_a_paired_difference_covers_what_it_states(rows: int, value: float) -> None:
-    assert_covered(coverage.of_pairs(rows, value, samples=2000))
+    assert_covered(intervals.of_pairs(rows, value, samples=2000))
 
 
 @pytest.mark.parametrize(("rows", "value"), grid())
 def test_the_interval_of_a_mean_covers_what_it_states(rows: int, value: float) -> None:
-    assert_covered(coverage.of_means(rows, value, samples=300))
+    assert_covered(intervals.of_means(rows, value, samples=300))
 
 
 # Properties

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tools.bench.page import put
 from tools.bootstrap.uv import ROOT
-from tools.evaluation import coverage, rows
+from tools.evaluation import intervals
 
 PAGE: Final = ROOT / "docs" / "evaluation.md"
 BEGIN_ROWS: Final = "<!-- Rows, written by make evaluation-tables from here -->"
@@ -25,11 +25,11 @@ def tables(
 ) -> None:
     """Compute how many rows which claim needs, and how often the intervals contain the true value."""
     console = Console(highlight=False)
-    sheets = rows.row_sheets()
+    sheets = intervals.row_sheets()
     for sheet in sheets:
         console.print(sheet.to_terminal())
     with console.status("simulating coverage", refresh_per_second=1):
-        covered = coverage.coverage_sheet(samples)
+        covered = intervals.coverage_sheet(samples)
     console.print(covered.to_terminal())
     if page:
         packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
