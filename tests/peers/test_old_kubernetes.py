@@ -23,11 +23,11 @@ from tests.mergepatch import merged
 from tests.peers import clientschemas
 from tests.unit.operator.goldencases import CASES, GOLDEN, Case, load
 from tests.unit.operator.test_reconcile_golden import planned
-from tools.peers import oldkubernetes
+from tools.peers import old_kubernetes
 from tools.peers.toolchain import CEL_CHECK
 
 ROOT: Final = Path(__file__).parents[2]
-VERSIONS: Final = tuple(oldkubernetes.pins())
+VERSIONS: Final = tuple(old_kubernetes.pins())
 EVERYTHING: Final = (
     "replicas=2",
     "networkPolicies.operator=true",
@@ -48,7 +48,7 @@ ADDED: Final = {
 """By version: fields that it added, of `serving.modelCache.images` and `resourceClaims` of profiles."""
 
 pytestmark = pytest.mark.skipif(
-    not oldkubernetes.is_installed(), reason="make test-peers installs the schemas"
+    not old_kubernetes.is_installed(), reason="make test-peers installs the schemas"
 )
 by_version = pytest.mark.parametrize("version", VERSIONS)
 
@@ -123,7 +123,7 @@ def number(version: str) -> int:
 
 @by_version
 def test_the_version_knows_every_field_except_documented_ones_of_profiles(version: str) -> None:
-    client = oldkubernetes.client(version)
+    client = old_kubernetes.client(version)
     assert unknown(client, usual()) == set()
     later = [fields for since, fields in ADDED.items() if number(version) < number(since)]
     assert unknown(client, extended()) == set().union(*later)

@@ -47,7 +47,7 @@ from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.demo.questions import SteadyLoad
 from tools.images.node_images import Node
-from tools.peers import vllm, vllmimage, vllmoncpu
+from tools.peers import vllm, vllmimage
 
 pytestmark = pytest.mark.skipif(
     ISOLATED not in os.environ or not vllmimage.is_installed(),
@@ -62,7 +62,7 @@ DORA: Final = {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0, "dora
 SETTINGS: Final[dict[str, Any]] = {
     "contextLength": 512,
     "maxConcurrentRequests": 8,
-    "extraEngineArguments": [vllmoncpu.FLOAT32, *vllmoncpu.CPU_ARGUMENTS],
+    "extraEngineArguments": [vllm.FLOAT32, *vllm.CPU_ARGUMENTS],
 }
 TOKENS: Final = 400
 """Tokens of a stream that takes seconds; the test deletes its pod meanwhile."""

@@ -12,16 +12,16 @@ from typing import Any, Final, Self
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, Endpoint
 from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.peers import vllm, vllmoncpu
+from tools.peers import vllm
 
 OPTIONS: Final = (
-    vllmoncpu.FLOAT32,
-    *vllmoncpu.CPU_ARGUMENTS,
+    vllm.FLOAT32,
+    *vllm.CPU_ARGUMENTS,
     *("--max-model-len", "512"),
     *("--max-num-seqs", "8"),
 )
 """What a small model on a CPU needs in addition to the documented options."""
-ENVIRONMENT: Final = {**vllmoncpu.CPU_VARIABLES, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+ENVIRONMENT: Final = {**vllm.CPU_VARIABLES, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 LOG_CHARACTERS: Final = 4000
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from tools.cluster.toolchain import KUBERNETES
-from tools.peers import oldkubernetes
+from tools.peers import old_kubernetes
 from tools.peers.toolchain import OLDER_KUBERNETES
 
 ROOT: Final = Path(__file__).parents[2]
-SCHEMAS: Final = list(oldkubernetes.pins())
+SCHEMAS: Final = list(old_kubernetes.pins())
 OLDEST: Final = SCHEMAS[0]
 
 

@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 
 from tools.cluster.linux_namespaces import isolated
-from tools.peers.results import PeerResult, summary, write_results
-from tools.peers.suites import PEERS, PeerSuite
+from tools.peers.suites import PEERS, PeerResult, PeerSuite, summary, write_results
 from tools.suites.durations import Result, print_results
 from tools.suites.sessions import run_concurrently
 

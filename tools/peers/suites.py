@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peers: their suites of tests, and the programs that these need."""
+"""The peers: their suites of tests, the programs that these need, and the table in docs/testing.md."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from tools.bench.page import between, commit, machine, replace, today
+from tools.bench.sheet import Sheet
 from tools.bootstrap.uv import ROOT
-from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, Tool, ensure
+from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, Tool, ensure
 from tools.docs import chromium
-from tools.peers import oldkubernetes, release, vllm, vllmimage
+from tools.images.base import base_image
+from tools.images.build import build_complete
+from tools.images.buildah import Buildah
+from tools.images.tags import LOCAL, Variant, image_references
+from tools.peers import old_kubernetes, vllm, vllmimage
 from tools.peers.toolchain import (
     ARGOCD,
     COSIGN,
@@ -20,6 +27,30 @@ from tools.peers.toolchain import (
     PROMETHEUS_OPERATOR,
     TRAEFIK,
 )
+from tools.suites.durations import PAGE, Result, minutes
+
+TOOLS: Final = (CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, COSIGN)
+
+
+def install_release() -> None:
+    """Build the programs and the images unless they are there.
+
+    Raises:
+        ClusterError: a program could not be built.
+        ImageError: an image could not be built.
+        subprocess.CalledProcessError: a tool failed; its message is on the terminal.
+    """
+    ensure(TOOLS)
+    build_complete(Variant.CPU)
+
+
+def is_release_installed() -> bool:
+    """Whether the images of the present sources and the programs are there."""
+    if shutil.which("buildah") is None or not all(tool.is_built() for tool in TOOLS):
+        return False
+    buildah = Buildah()
+    names = image_references(base_image(buildah), Variant.CPU, LOCAL)
+    return all(buildah.has(name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -127,8 +158,8 @@ PEERS: Final = (
         "release",
         f"A release in a registry with accounts and TLS (Distribution), and cosign {COSIGN.version}",
         ("tests/peers/test_private_registry.py", "tests/peers/test_release.py"),
-        release.install_release,
-        release.is_release_installed,
+        install_release,
+        is_release_installed,
         is_isolated=True,
     ),
     _of_tools(
@@ -144,10 +175,10 @@ PEERS: Final = (
     ),
     PeerSuite(
         "kubernetes-schemas",
-        f"Schemas of Kubernetes {min(oldkubernetes.pins())} to {max(oldkubernetes.pins())}",
+        f"Schemas of Kubernetes {min(old_kubernetes.pins())} to {max(old_kubernetes.pins())}",
         ("tests/peers/test_old_kubernetes.py",),
-        oldkubernetes.install,
-        oldkubernetes.is_installed,
+        old_kubernetes.install,
+        old_kubernetes.is_installed,
     ),
     *(
         _of_tools(
@@ -159,3 +190,50 @@ PEERS: Final = (
         for version, tool in OLDER_KUBERNETES.items()
     ),
 )
+
+
+BEGIN: Final = "<!-- Written by make test-peers from here -->"
+COLUMNS: Final = ("peer", "date", "commit", "tests", "skipped", "min:s")
+
+NEVER: Final = ("", "", "", "", "not yet")
+"""The other cells of a peer whose suite has not run."""
+
+PeerResult = tuple[PeerSuite, Result]
+
+
+def summary(results: Sequence[PeerResult]) -> Sheet:
+    """Results of the suites that ran now."""
+    date, state = today(), commit(PAGE)
+    rows = ((_title(peer), date, state, *_figures(result)) for peer, result in results)
+    return Sheet("Peers", COLUMNS, tuple(rows))
+
+
+def write_results(results: Sequence[PeerResult]) -> None:
+    """Replace the rows of these suites in docs/testing.md; the rows of the other suites stay.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    lines = map(_cells, between(PAGE, BEGIN).splitlines())
+    rows = {_name(cells): cells for cells in lines if len(cells) == len(COLUMNS) and cells[1:] != NEVER}
+    rows |= {_name(row): row for row in summary(results).rows}
+    table = tuple(rows.get(peer.name) or (_title(peer), *NEVER) for peer in PEERS)
+    body = Sheet("Peers", COLUMNS, table).to_markdown()
+    replace(PAGE, BEGIN, f"The last suite ran with {machine()}.\n\n{body}")
+
+
+def _title(peer: PeerSuite) -> str:
+    return f"{peer.name}: {peer.title}"
+
+
+def _name(cells: tuple[str, ...]) -> str:
+    """Name of the peer of a row."""
+    return cells[0].partition(":")[0]
+
+
+def _figures(result: Result) -> tuple[str, str, str]:
+    return f"{result.tests.total():,}", f"{result.skipped:,}", minutes(result.seconds)
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))

@@ -18,9 +18,8 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.toolchain import pinned
 from tools.images.buildah import ImageError
 from tools.peers import __main__ as command
-from tools.peers import amx_permission, results, vllm, vllmimage
-from tools.peers.results import BEGIN
-from tools.peers.suites import PEERS, PeerSuite
+from tools.peers import amx_permission, suites, vllm, vllmimage
+from tools.peers.suites import BEGIN, PEERS, PeerSuite
 from tools.peers.toolchain import FLUX, OLDER_KUBERNETES
 from tools.suites.durations import PAGE
 from tools.suites.sessions import LaneResult
@@ -41,9 +40,9 @@ class Sandbox:
         self.ran: list[str] = []
         self.commands: dict[str, list[str]] = {}
         self.failing: set[str] = set()
-        monkeypatch.setattr(results, "PAGE", self.page)
+        monkeypatch.setattr(suites, "PAGE", self.page)
         peers = tuple(map(self._peer, ("here", "absent")))
-        for module in (command, results):
+        for module in (command, suites):
             monkeypatch.setattr(module, "PEERS", peers)
         monkeypatch.setattr(command, "run_concurrently", self._run)
 

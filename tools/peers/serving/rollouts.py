@@ -12,7 +12,7 @@ from typing import Final
 from tools.cluster import TestCluster
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
-from tools.peers.serving.benchnamespace import BenchNamespace, serving
+from tools.peers.serving.bench_namespace import BenchNamespace, serving
 
 STRATEGIES: Final[dict[str, Object]] = {
     "RollingUpdate": {"type": "RollingUpdate"},

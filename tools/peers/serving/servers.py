@@ -35,7 +35,8 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.models import gemma
-from tools.peers import vllm, vllmoncpu
+from tools.peers import vllm
+from tools.peers import vllm as vllmoncpu
 from tools.peers.serving import eitherway
 
 MODEL: Final = "gemma"

@@ -23,8 +23,8 @@ from tools.cluster.commands import until
 from tools.demo.access import Access
 from tools.demo.install import images, install
 from tools.images.node_images import Node
-from tools.peers import traefik, vllmimage, vllmoncpu
-from tools.peers.serving.benchnamespace import NAME, NAMESPACE, BenchNamespace, named, serving
+from tools.peers import traefik, vllm, vllmimage
+from tools.peers.serving.bench_namespace import NAME, NAMESPACE, BenchNamespace, named, serving
 from tools.peers.serving.servers import MODEL, RunningServer, answers, client_of
 from tools.peers.serving.streams import alternating
 
@@ -72,12 +72,12 @@ def _serve(namespace: BenchNamespace, engine: str) -> None:
         "images": {"engine": engine},
         "serving": {
             "engine": "VLLM",
-            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.CPU_ARGUMENTS],
+            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllm.CPU_ARGUMENTS],
         },
         "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "6Gi"}}],
     }
     spec = {
-        "serving": serving(extraEngineArguments=list(vllmoncpu.CPU_ARGUMENTS)),
+        "serving": serving(extraEngineArguments=list(vllm.CPU_ARGUMENTS)),
         "networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
         "traffic": {"gateway": {"parentRefs": [gateway], "hostnames": [HOSTNAME]}},
     }
