@@ -20,7 +20,6 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
 from tests.waiting import eventually
-from tools.demo import questions as loadgenerator
 from tools.demo.access import DemoError, Endpoint
 from tools.demo.progress import DemoStatus, LineView, render
 from tools.demo.questions import SteadyLoad, ask, ask_streamed, calibrated_rate, compare, held_out
@@ -327,7 +326,7 @@ def test_the_rate_of_the_demo_is_at_most_half_of_what_the_endpoint_answered(
     served: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that shows one second more at each look."""
-    monkeypatch.setattr(loadgenerator, "time", SimpleNamespace(monotonic=count().__next__))
+    monkeypatch.setattr("tools.demo.questions.time", SimpleNamespace(monotonic=count().__next__))
     with served.client() as client:
         assert calibrated_rate(client, "routing", ["a", "b"]) == 0.5
 

@@ -20,11 +20,9 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
-from tools.demo import access as namespace
-from tools.demo import install as modelclaim
 from tools.demo import run_tables
-from tools.demo.access import NAMESPACE, Access, DemoError, Endpoint, open_endpoint
-from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, images, install
+from tools.demo.access import NAMESPACE, Access, DemoError, Endpoint, open_endpoint, prepare_namespace
+from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, copy_model, images, install
 from tools.demo.progress import DemoStatus, Follower, duration
 from tools.demo.questions import OVERLOAD, SteadyLoad, calibrated_rate, compare, held_out
 
@@ -70,10 +68,10 @@ class Story:
             install(self._access, refs, defaultProfile={"spec": spec})
             self._print(f"Helm release finetune-operator in {SYSTEM}; image {refs.operator}")
         with self._step("Create a namespace, and copy the base model to a claim"):
-            removed = namespace.prepare_namespace(self._access)
+            removed = prepare_namespace(self._access)
             if removed:
                 self._print(f"Removed {len(removed)} objects and the store of an earlier demo")
-            copied = modelclaim.copy_model(self._access, refs.operator, self._console)
+            copied = copy_model(self._access, refs.operator, self._console)
             self._print("Gemma 3 270M " + ("copied" if copied else "is already on the claim"))
         with self._step(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)

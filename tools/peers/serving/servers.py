@@ -36,7 +36,6 @@ from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.models import gemma
 from tools.peers import vllm
-from tools.peers import vllm as vllmoncpu
 from tools.peers.serving import eitherway
 
 MODEL: Final = "gemma"
@@ -134,14 +133,14 @@ class ServersFolder:
         address = ("--host=127.0.0.1", f"--port={config.port}")
         return ServerCommand(
             "vLLM with the middleware",
-            [python, "-m", "vllm.entrypoints.cli.main", *options, *vllmoncpu.CPU_ARGUMENTS, *address],
+            [python, "-m", "vllm.entrypoints.cli.main", *options, *vllm.CPU_ARGUMENTS, *address],
             {
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.path),
                 "VLLM_CACHE_ROOT": str(self.path / "cache"),
                 "PYTHONPATH": self.python_path,
                 CONFIG_ENV: config.to_json(),
-                **vllmoncpu.CPU_VARIABLES,
+                **vllm.CPU_VARIABLES,
                 **THREADS,
             },
             config.port,
