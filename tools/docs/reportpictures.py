@@ -2,8 +2,8 @@
 """python -m tools.docs.reportpictures
 
 Take the pictures of the evaluation page in docs/pictures with Chromium, at the width of a desktop and of a
-phone. They show tickets to teams, by four models. Rows, answers and numbers are made up. Without Chromium, the
-pictures stay as they are.
+phone. They show tickets to teams, by four models. Rows, answers and numbers are made up. Without Chromium,
+the pictures stay as they are.
 """
 
 import random
