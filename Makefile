@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -110,15 +110,11 @@ bench-evaluate: packages-environment .venv ## Answer rows of an evaluation, and 
 bench-serving: packages packages-peers .venv programs ## Start and speed of the engines, and what an endpoint adds to vLLM; STEPS="vllm" for some
 	@$(RUN) -m tools.peers.serving $(or $(STEPS),--page)
 
-bench-memory: packages-environment .venv ## Host memory of each process of a sharded run
-	@$(RUN) -m tools.bench.memory --page
-
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY="3500" choose how many runs, CROWDS="refused" which crowds
 	@$(RUN) -m tools.bench.operator $(SIZES)
 	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
 	@$(RUN) -m tools.bench.operator.history $(HISTORY)
 	@$(RUN) -m tools.bench.operator.crowds $(CROWDS)
-	@$(RUN) -m tools.bench.operator.costs
 
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some
 	@$(RUN) -m tools.sizing $(or $(MODELS),--page)
