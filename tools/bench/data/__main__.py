@@ -1,24 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.data [ROWS]"""
 
-import sys
-from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
-from tools.bench.data.page import sheet, write
+from tools.bench.comparison import (
+    PEAK_MEMORY,
+    Column,
+    Comparison,
+    Target,
+    Workload,
+    median_seconds,
+    peak_mebibytes,
+)
 from tools.bench.data.synthetic import rows_file
-from tools.bench.errors import BenchError
-from tools.bench.page import PAGE
-from tools.bench.program import ProgramResult, alternate
 
-OURS: Final = "finetune-trainer"
-PROGRAMS: Final = {OURS: "tools.bench.data.ours", "script with datasets": "tools.bench.data.peer"}
-MAX_MEMORY_BYTES: Final = 1 << 30
-"""Maximum memory of one preparation."""
+DATA: Final = Comparison(
+    name="data",
+    programs={"finetune-trainer": "tools.bench.data.ours", "script with datasets": "tools.bench.data.peer"},
+    same=(
+        lambda printed: printed["rows"],
+        "the programs kept different numbers of rows, so their times are not comparable",
+    ),
+    title=lambda workload, _rounds: f"{workload.name}, {workload.size / 1e9:.2f} GB",
+    columns=(
+        Column("rows/s", lambda rounds, _peer, work: f"{work.rows / median_seconds(rounds):,.0f}"),
+        Column("MB/s", lambda rounds, _peer, work: f"{work.size / 1e6 / median_seconds(rounds):.1f}"),
+        PEAK_MEMORY,
+        Column("time, s", lambda rounds, *_: f"{median_seconds(rounds):.1f}"),
+        Column(
+            "processor time, s",
+            lambda rounds, *_: f"{median(each.processor_seconds for each in rounds):.1f}",
+        ),
+        Column("rows kept", lambda rounds, *_: f"{rounds[0].printed['rows']:,}"),
+    ),
+    targets=(
+        Target(lambda ours, _peer: peak_mebibytes(ours), "MiB of memory", 1024, form=".0f"),
+        Target(
+            lambda ours, peer: median_seconds(ours) / median_seconds(peer), "times the time of the script", 1
+        ),
+    ),
+    packages=("datasets",),
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -37,34 +63,10 @@ def databench(
     The programs run one after another in separate processes. Exit code 1: the trainer was slower, used more
     than 1 GiB, or a program failed.
     """
-    console = Console(highlight=False)
-    programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
-    try:
-        with console.status(f"Generating {rows:,} rows"):
-            file = rows_file(rows)
-        measured = alternate(console, f"{rows:,} rows", rounds, programs, str(file))
-        table = sheet(measured, rows, file.stat().st_size)
-        console.print(table.to_terminal())
-        if page:
-            write(PAGE, table)
-        _check_targets(measured)
-    except BenchError as error:
-        print(f"databench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-
-
-def _check_targets(measured: Mapping[str, Sequence[ProgramResult]]) -> None:
-    if len({each.printed["rows"] for rounds in measured.values() for each in rounds}) > 1:
-        raise BenchError("the programs kept different numbers of rows, so their times are not comparable")
-    peak = max((each.peak_bytes for each in measured.get(OURS, ())), default=0)
-    if peak > MAX_MEMORY_BYTES:
-        raise BenchError(f"{OURS} used {peak >> 20} MiB of memory; the limit is {MAX_MEMORY_BYTES >> 20} MiB")
-    seconds = {name: median(each.seconds for each in rounds) for name, rounds in measured.items()}
-    fastest = min(seconds, key=seconds.__getitem__)
-    if OURS in seconds and fastest != OURS:
-        raise BenchError(
-            f"{OURS} took {seconds[OURS]:.1f} s and must be faster than {fastest} ({seconds[fastest]:.1f} s)"
-        )
+    with Console().status(f"Generating {rows:,} rows"):
+        file = rows_file(rows)
+    workload = Workload(f"{rows:,} rows", (str(file),), rows=rows, size=file.stat().st_size)
+    DATA.run([workload], rounds, page=page, only_peer=only_peer)
 
 
 if __name__ == "__main__":

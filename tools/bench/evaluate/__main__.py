@@ -1,25 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.evaluate [ROUNDS]"""
 
-import sys
-from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
-from tools.bench.errors import BenchError
-from tools.bench.evaluate.page import rate, sheet, write
+from tools.bench.comparison import PEAK_MEMORY, Column, Comparison, Rounds, Target, Workload
 from tools.bench.evaluate.workload import ROWS
-from tools.bench.page import PAGE
-from tools.bench.program import ProgramResult, alternate
 from tools.models import gemma
 
-OURS: Final = "evaluate stage"
-PEER: Final = "one by one"
-PROGRAMS: Final = {OURS: "tools.bench.evaluate.ours", PEER: "tools.bench.evaluate.peer"}
-MIN_SPEEDUP: Final = 5
-"""Minimum of the stage's rows per second relative to one row at a time."""
+
+def rate(rounds: Rounds) -> float:
+    """Rows per second of processor time: the median over the rounds."""
+    return float(median(len(each.printed["answers"]) / each.printed["seconds"] for each in rounds))
+
+
+EVALUATE: Final = Comparison(
+    name="evaluate",
+    programs={"evaluate stage": "tools.bench.evaluate.ours", "one by one": "tools.bench.evaluate.peer"},
+    same=(
+        lambda printed: printed["answers"],
+        "the programs answered differently, so they are not comparable",
+    ),
+    title=lambda workload, rounds: f"{workload.name}: {workload.rows} rows, {len(rounds)} rounds",
+    columns=(
+        Column("rows per second of processor time", lambda rounds, *_: f"{rate(rounds):.2f}"),
+        Column("relative to one by one", lambda rounds, peer, _: f"{rate(rounds) / rate(peer):.1f}"),
+        PEAK_MEMORY,
+    ),
+    targets=(
+        Target(
+            lambda ours, peer: rate(ours) / rate(peer),
+            "times the rows per second of one by one",
+            5,
+            is_minimum=True,
+            form=".1f",
+        ),
+    ),
+    packages=("torch", "transformers"),
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -37,34 +57,10 @@ def evaluatebench(
     Each run is a process of its own. Exit code 1: the stage answers less than 5 times as many rows per
     second, or an answer differs.
     """
-    console = Console(highlight=False)
     model = str(gemma())
-    sheets = []
-    problems: list[str] = []
-    try:
-        for name in ROWS if workload is None else [workload]:
-            measured = alternate(console, name, rounds, PROGRAMS, model, name, str(ROWS[name]))
-            sheets.append(sheet(name, measured))
-            console.print(sheets[-1].to_terminal())
-            problems.extend(_problems(name, measured))
-        if page:
-            write(PAGE, sheets)
-    except BenchError as error:
-        problems.append(str(error))
-    if problems:
-        print(f"evaluatebench: {'; '.join(problems)}", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _problems(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> list[str]:
-    """Missed targets of one workload."""
-    found = []
-    expected, *others = (each.printed["answers"] for each in (*measured[PEER], *measured[OURS]))
-    if any(answers != expected for answers in others):
-        found.append("the programs answered differently, so they are not comparable")
-    if (speedup := rate(measured[OURS]) / rate(measured[PEER])) < MIN_SPEEDUP:
-        found.append(f"{speedup:.1f} times the rows per second of one by one; the target is {MIN_SPEEDUP}")
-    return [f"{workload}: {problem}" for problem in found]
+    names = ROWS if workload is None else [workload]
+    workloads = [Workload(name, (model, name, str(ROWS[name])), rows=ROWS[name]) for name in names]
+    EVALUATE.run(workloads, rounds, page=page)
 
 
 if __name__ == "__main__":
