@@ -23,7 +23,7 @@ Page = Annotated[bool, typer.Option(help="Replace the table in docs/benchmarks.m
 Logs = Annotated[Path, typer.Option(help="Folder for the operator's log.")]
 
 
-def measure(
+def measure_alone(
     name: str, run: Callable[[ControlPlane, Callable[[str], None]], Sheet], begin: str | None, logs: Path
 ) -> None:
     """Measure on a new control plane, print the table, and write it to the page.

@@ -31,10 +31,10 @@ def measure_floor(jobs: int) -> Floor:
         ClusterError: the control plane did not start.
     """
     with control_plane("floor") as plane:
-        return asyncio.run(_measure(plane, jobs))
+        return asyncio.run(_measure_bare_jobs(plane, jobs))
 
 
-async def _measure(plane: ControlPlane, jobs: int) -> Floor:
+async def _measure_bare_jobs(plane: ControlPlane, jobs: int) -> Floor:
     ledger = RequestLedger(AuditLog(plane.audit_log))
     async with client(plane, USER) as user:
         await user.create(workload.namespace())

@@ -226,7 +226,7 @@ def history(
             return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))
 
         begin = f"<!-- Written by python -m tools.bench.operator.history {runs} from here -->"
-        alone.measure("history", table, begin if page and runs in SIZES else None, logs)
+        alone.measure_alone("history", table, begin if page and runs in SIZES else None, logs)
 
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def measure_peer(jobs: int) -> Peer:
     """
     toolchain.ensure([KUBEFLOW_TRAINER])
     with control_plane("peer") as plane, TemporaryDirectory() as folder:
-        return asyncio.run(_measure(plane, Path(folder), jobs))
+        return asyncio.run(_measure_train_jobs(plane, Path(folder), jobs))
 
 
-async def _measure(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
+async def _measure_train_jobs(plane: ControlPlane, folder: Path, jobs: int) -> Peer:
     async with contextlib.AsyncExitStack() as stack:
         running = [
             await stack.enter_async_context(_running(plane, folder / each.user, each)) for each in CONTROLLERS

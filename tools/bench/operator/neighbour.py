@@ -173,7 +173,7 @@ def neighbour(
     def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
         return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, progress).measure()))
 
-    alone.measure("neighbour", table, BEGIN if page else None, logs)
+    alone.measure_alone("neighbour", table, BEGIN if page else None, logs)
 
 
 if __name__ == "__main__":

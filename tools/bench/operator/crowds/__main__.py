@@ -61,7 +61,7 @@ def crowds(
             return crowd.sheet(size, stage.phases)
 
         begin = f"<!-- Written by python -m tools.bench.operator.crowds {name} from here -->"
-        alone.measure("crowd", table, begin if page and share == 1 else None, logs)
+        alone.measure_alone("crowd", table, begin if page and share == 1 else None, logs)
     for each in exceeded:
         print(f"above its ceiling: {each}", file=sys.stderr)
     if exceeded:

@@ -111,7 +111,7 @@ class _Kueue:
             await self._cluster.apply_status(identity | {"status": status})
 
 
-async def _measure(stage: CrowdScene) -> None:
+async def _measure_queued(stage: CrowdScene) -> None:
     for type_ in (WORKLOAD, LOCAL_QUEUE):
         stage.plane.kubectl.define(json.dumps(_definition(type_)))
     queue = {
@@ -144,5 +144,5 @@ QUEUED: Final = Crowd(
         "queued": Ceilings(requests_per_second=150, writes=40000, stall_seconds=0.25, peak_mebibytes=400),
         "waiting": Ceilings(requests_per_second=5, writes=500, stall_seconds=0.25, peak_mebibytes=400),
     },
-    _measure,
+    _measure_queued,
 )

@@ -25,7 +25,7 @@ QUOTA: Final[dict[str, Any]] = {
 }
 
 
-async def _measure(stage: CrowdScene) -> None:
+async def _measure_refused(stage: CrowdScene) -> None:
     stage.apply(workload.namespace(NAMESPACE), QUOTA, *workload.claims(NAMESPACE), workload.profile())
     async with client(stage.plane, USER) as user, stage.operator() as operator:
         async with operator.phase("refused"):
@@ -45,5 +45,5 @@ REFUSED: Final = Crowd(
         "refused": Ceilings(requests_per_second=100, writes=10000, stall_seconds=0.25, peak_mebibytes=250),
         "waiting": Ceilings(requests_per_second=3, writes=100, stall_seconds=0.25, peak_mebibytes=250),
     },
-    _measure,
+    _measure_refused,
 )
