@@ -34,7 +34,7 @@ from tests.e2e.team import (
     uid_of,
 )
 from tests.waiting import eventually
-from tools.bench.operator.controlplanes import client, create
+from tools.bench.operator.control_planes import client, create
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object

@@ -19,8 +19,7 @@ from typing import Any, Final
 from tests.gpu.errors import GPUCheckFailed, StepNotPossible
 from tests.gpu.scene import Scene
 from tests.gpu.steps import MAX_STEP_SECONDS, STEPS
-from tools.bench.page import PAGE, put
-from tools.bench.sheet import Sheet
+from tools.bench.page import PAGE, Sheet, put
 from tools.bootstrap.uv import ROOT
 
 BEGIN: Final = "<!-- Written by make gpu-smoke from here -->"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.operator.controlplanes import control_plane
+from tools.bench.operator.control_planes import control_plane
 from tools.bench.operator.crowds.__main__ import CROWDS
 from tools.bench.operator.crowds.crowd import CrowdScene
 from tools.bench.operator.measurement import measure
-from tools.bench.operator.requestledger import OPERATOR
+from tools.bench.operator.request_ledger import OPERATOR
 from tools.bootstrap.uv import ROOT
 
 RUNS = 10

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tools.bench.errors import BenchError
 from tools.bench.operator.crowds.__main__ import CROWDS
 from tools.bench.operator.crowds.crowd import Ceilings, PhaseFigures
-from tools.bench.page import PAGE
+from tools.bench.page import PAGE, BenchError
 
 FIGURES = tuple(Ceilings.__dataclass_fields__)
 

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import typer
 from rich.console import Console
 
-from tools.bench.errors import BenchError
-from tools.bench.page import PAGE, put
+from tools.bench.page import PAGE, BenchError, Sheet, put
 from tools.bench.program import ProgramResult, alternate
-from tools.bench.sheet import Sheet
 
 Rounds = Sequence[ProgramResult]
 """Results of one program with one workload, one per round."""

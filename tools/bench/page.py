@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replace the measured parts of docs/benchmarks.md and docs/testing.md."""
+"""Tables of measurements, and the parts of docs/benchmarks.md and docs/testing.md that they replace."""
 
 import os
 import platform
@@ -7,11 +7,37 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from tools.bench.errors import BenchError
-from tools.bench.sheet import Sheet
+from rich.table import Table
+
 from tools.bootstrap.uv import ROOT
+
+
+class BenchError(Exception):
+    """The measurement failed, or a target was missed; the message gives the reason."""
+
+
+class Sheet(NamedTuple):
+    """A table as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_terminal(self) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold")
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def to_markdown(self) -> str:
+        ruler = ("---", *("---:",) * (len(self.columns) - 1))
+        lines = (f"| {' | '.join(cells)} |" for cells in (self.columns, ruler, *self.rows))
+        return f"**{self.title}**\n\n" + "\n".join(lines)
+
 
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 END: Final = "<!-- to here -->"

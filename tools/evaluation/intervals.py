@@ -20,7 +20,7 @@ from finetune_trainer.statistics.estimate import (
     one_sided,
 )
 from finetune_trainer.statistics.proportions import PairedProportions, Proportion
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet
 
 CONFIDENCE: Final = 0.95
 MANY: Final = 1_000_000

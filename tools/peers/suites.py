@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from tools.bench.page import between, commit, machine, replace, today
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet, between, commit, machine, replace, today
 from tools.bootstrap.uv import ROOT
 from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, Tool, ensure
 from tools.docs import chromium

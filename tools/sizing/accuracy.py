@@ -21,7 +21,7 @@ from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.model_setup import trainable_model
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet
 from tools.models import tiny
 
 VOCABULARY = 2048

@@ -14,7 +14,7 @@ from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.memory_plan import FITS
 from finetune_trainer.preflight.estimate.prediction import ASSUMED_MFU, TERA, run_flops
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet
 from tools.models.llama import LLAMA
 
 

@@ -12,8 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from tools.bench.page import put
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet, put
 from tools.bootstrap.uv import ROOT
 
 PAGE: Final = ROOT / "docs" / "testing.md"

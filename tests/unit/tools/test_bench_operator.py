@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.errors import BenchError
-from tools.bench.operator import operatorprocess
+from tools.bench.operator import operator_process
 from tools.bench.operator.deadlines import background, patience
-from tools.bench.operator.healthprobe import HealthProbe
-from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.health_probe import HealthProbe
+from tools.bench.operator.operator_process import OperatorProcess
+from tools.bench.page import BenchError
 
 STALL_SECONDS = 0.3
 
@@ -49,8 +49,8 @@ async def metric_of_one_that_hangs(folder: Path) -> float:
 
 
 def test_an_answer_may_take_a_while_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert operatorprocess.ANSWER_SECONDS >= 30
-    monkeypatch.setattr(operatorprocess, "ANSWER_SECONDS", 0.2)
+    assert operator_process.ANSWER_SECONDS >= 30
+    monkeypatch.setattr(operator_process, "ANSWER_SECONDS", 0.2)
     with pytest.raises(BenchError, match=r"does not answer \(ReadTimeout\)"):
         asyncio.run(metric_of_one_that_hangs(tmp_path))
 

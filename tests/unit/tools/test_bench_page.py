@@ -8,16 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tools.bench import page as page_module
-from tools.bench.errors import BenchError
 from tools.bench.operator import __main__ as command
-from tools.bench.operator.floor import Floor
-from tools.bench.operator.kubeflow import Peer
-from tools.bench.operator.measure import Comparison
-from tools.bench.operator.measurement import Measured, ProcessCost
-from tools.bench.operator.page import BEGIN, write
-from tools.bench.operator.requestledger import Requests, Spread
-from tools.bench.page import END, PAGE
-from tools.bench.usage import ProcessUsage
+from tools.bench.operator.compared_workloads import Floor, Peer
+from tools.bench.operator.measurement import Comparison, Measured, ProcessCost
+from tools.bench.operator.request_ledger import Requests, Spread
+from tools.bench.operator.tables import BEGIN, write
+from tools.bench.page import END, PAGE, BenchError
+from tools.bench.program import ProcessUsage
 
 
 def floor(jobs: int) -> Floor:

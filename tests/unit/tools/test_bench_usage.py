@@ -4,7 +4,7 @@
 import subprocess
 import sys
 
-from tools.bench.usage import peak_bytes, resident_bytes
+from tools.bench.program import peak_bytes, resident_bytes
 
 HELD = 96 << 20
 HOLDS = f"held = b'x' * {HELD}; print('held', flush=True); input()"

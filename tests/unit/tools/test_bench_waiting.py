@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import background, until
-from tools.bench.operator.requestledger import RequestLedger
+from tools.bench.operator.request_ledger import RequestLedger
+from tools.bench.page import BenchError
 from tools.cluster.audit import AuditLog
 
 

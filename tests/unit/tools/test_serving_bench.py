@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from typer.testing import CliRunner
 
 from tools.bench.page import END, PAGE
-from tools.bench.start.servingpage import ServingStart
+from tools.bench.start.serving import ServingStart
 from tools.peers import vllm
 from tools.peers.serving import __main__ as command
 from tools.peers.serving import eitherway, streams

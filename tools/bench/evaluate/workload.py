@@ -12,7 +12,7 @@ from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chat_template import load_tokenizer
-from tools.bench.examplerows import example_rows
+from tools.bench.example_rows import example_rows
 
 ROWS: Final = {"ticket-routing": 32, "brand-voice": 16}
 """Rows of each example that are answered."""

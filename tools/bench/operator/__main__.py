@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.bench.errors import BenchError
-from tools.bench.operator.measure import Comparison, compare
-from tools.bench.operator.page import write
-from tools.bench.operator.tables import comparison, overview, requests
-from tools.bench.page import PAGE
+from tools.bench.operator.measurement import Comparison, compare
+from tools.bench.operator.tables import comparison, overview, requests, write
+from tools.bench.page import PAGE, BenchError
 from tools.bootstrap.uv import ROOT
 from tools.cluster.commands import ClusterError
 

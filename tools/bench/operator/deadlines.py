@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
-from tools.bench.errors import BenchError
 from tools.bench.operator.workload import is_done
+from tools.bench.page import BenchError
 
 T = TypeVar("T")
 

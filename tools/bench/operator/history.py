@@ -20,18 +20,17 @@ import typer
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
-from tools.bench.errors import BenchError
-from tools.bench.operator import alone, workload
-from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, for_each_concurrently
-from tools.bench.operator.copies import Copies, checkpoint_name
+from tools.bench.operator import control_planes, workload
+from tools.bench.operator.bench_kubelet import BenchKubelet
+from tools.bench.operator.control_planes import client, for_each_concurrently
 from tools.bench.operator.deadlines import background, patience, until_done
-from tools.bench.operator.healthprobe import HealthProbe
-from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
+from tools.bench.operator.health_probe import HealthProbe
+from tools.bench.operator.operator_process import OperatorProcess
+from tools.bench.operator.request_ledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
-from tools.bench.sheet import Sheet
-from tools.bench.usage import peak_bytes, processor_seconds
+from tools.bench.operator.workload import Copies, checkpoint_name
+from tools.bench.page import BenchError, Sheet
+from tools.bench.program import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 from tools.cluster.processes import resident_bytes
@@ -213,8 +212,8 @@ def history(
         list[int] | None,
         typer.Argument(help=f"Numbers of ended FineTuneJobs. Default: {' '.join(map(str, SIZES))}."),
     ] = None,
-    page: alone.Page = True,
-    logs: alone.Logs = alone.LOGS,
+    page: control_planes.Page = True,
+    logs: control_planes.Logs = control_planes.LOGS,
 ) -> None:
     """Measure the start of the operator on a control plane with many ended runs.
 
@@ -226,7 +225,7 @@ def history(
             return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))
 
         begin = f"<!-- Written by python -m tools.bench.operator.history {runs} from here -->"
-        alone.measure_alone("history", table, begin if page and runs in SIZES else None, logs)
+        control_planes.measure_alone("history", table, begin if page and runs in SIZES else None, logs)
 
 
 if __name__ == "__main__":

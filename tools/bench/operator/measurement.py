@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure one operator with a number of runs on an empty control plane."""
+"""Measure one operator with a number of runs on an empty control plane, and what it is compared with."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,12 @@ from typing import Final
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.operator import workload
-from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.bench_kubelet import BenchKubelet
+from tools.bench.operator.compared_workloads import Floor, Peer, measure_floor, measure_peer
+from tools.bench.operator.control_planes import client, control_plane, create
 from tools.bench.operator.deadlines import background, patience, until
-from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.requestledger import (
+from tools.bench.operator.operator_process import OperatorProcess
+from tools.bench.operator.request_ledger import (
     KUBELET,
     OPERATOR,
     QUIET_SECONDS,
@@ -26,7 +27,7 @@ from tools.bench.operator.requestledger import (
     Requests,
     Spread,
 )
-from tools.bench.usage import ProcessUsage, measure_usage, peak_bytes
+from tools.bench.program import ProcessUsage, measure_usage, peak_bytes
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
@@ -194,3 +195,32 @@ class _Measurement:
             await operator.stop()
         finally:
             await operator.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Results for `runs` bare Jobs, TrainJobs and FineTuneJobs."""
+
+    runs: int
+    floor: Floor
+    peer: Peer
+    operator: Measured
+
+
+def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> Comparison:
+    """Measure all three workloads, each on an empty control plane of its own.
+
+    Args:
+        runs: number of objects of each workload.
+        folder: folder for the operator's log.
+        progress: called with a line of text when the progress changes.
+
+    Raises:
+        BenchError: a workload was not completed.
+        ClusterError: a control plane did not start, or a program could not be built.
+    """
+    progress("bare Jobs")
+    floor = measure_floor(runs)
+    progress("TrainJobs of Kubeflow")
+    peer = measure_peer(runs)
+    return Comparison(runs, floor, peer, measure(runs, folder, progress))

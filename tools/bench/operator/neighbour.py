@@ -22,14 +22,13 @@ from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
-from tools.bench.errors import BenchError
-from tools.bench.operator import alone, workload
-from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, create
+from tools.bench.operator import control_planes, workload
+from tools.bench.operator.bench_kubelet import BenchKubelet
+from tools.bench.operator.control_planes import client, create
 from tools.bench.operator.deadlines import background, patience, until_done
-from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER
-from tools.bench.sheet import Sheet
+from tools.bench.operator.operator_process import OperatorProcess
+from tools.bench.operator.request_ledger import KUBELET, OPERATOR, USER
+from tools.bench.page import BenchError, Sheet
 from tools.cluster import ControlPlane
 
 TRIES: Final = 5
@@ -165,15 +164,15 @@ def neighbour(
     runs: Annotated[
         int, typer.Argument(help="Number of FineTuneJobs of each kind that the other team creates.")
     ] = 2000,
-    page: alone.Page = True,
-    logs: alone.Logs = alone.LOGS,
+    page: control_planes.Page = True,
+    logs: control_planes.Logs = control_planes.LOGS,
 ) -> None:
     """Measure how one team's runs delay those of another team."""
 
     def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
         return sheet(runs, asyncio.run(_Neighbour(plane, runs, logs, progress).measure()))
 
-    alone.measure_alone("neighbour", table, BEGIN if page else None, logs)
+    control_planes.measure_alone("neighbour", table, BEGIN if page else None, logs)
 
 
 if __name__ == "__main__":

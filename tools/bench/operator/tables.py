@@ -2,12 +2,13 @@
 """The results as tables for a terminal and for docs/benchmarks.md."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
-from tools.bench.operator.measure import Comparison
-from tools.bench.operator.measurement import Measured
-from tools.bench.operator.requestledger import KUBELET, OPERATOR, USER, Requests
-from tools.bench.sheet import Sheet
+from tools.bench.operator.measurement import Comparison, Measured
+from tools.bench.operator.request_ledger import KUBELET, OPERATOR, USER, Requests
+from tools.bench.page import Sheet, put
+from tools.cluster.toolchain import KUBERNETES
 
 MEBIBYTE: Final = 1 << 20
 DRIVERS: Final = (USER, KUBELET)
@@ -115,3 +116,16 @@ def _all_requests(requests: Requests) -> int:
 
 def _rate(count: int, runs: int) -> str:
     return f"{count / runs:.2f}" if count else "-"
+
+
+BEGIN: Final = "<!-- Written by make bench-operator from here -->"
+
+
+def write(page: Path, compared: Sequence[Comparison]) -> None:
+    """Replace the tables between the markers of `page`.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    sheets = [comparison(compared), overview(compared), *(requests(each.operator) for each in compared)]
+    put(page, BEGIN, sheets, f"Kubernetes {KUBERNETES.version}")

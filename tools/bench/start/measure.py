@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time to read files, to start the train stage until its first step, and to start a serving pod."""
+"""Time to read files, to start the train stage until its first step, and to start a serving pod.
+
+The base models have random weights, in the shapes of small Llamas.
+"""
 
 import os
 import socket
@@ -15,8 +18,22 @@ import httpx
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.serving import FetchConfig, FillConfig, ServeConfig
-from tools.bench.errors import BenchError
+from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
+from tools.models import llama
+from tools.models.folder import cached
+
+SIZES: Final = ("1B", "3B")
+
+
+def random_model(size: str) -> Path:
+    """The folder of the model: bfloat16 safetensors, and the tokenizer of the tiny model."""
+    return cached(
+        f"random-{size.lower()}",
+        Path(llama.__file__).read_bytes(),
+        lambda target: llama.write_random(target, llama.LLAMA[size]),
+    )
+
 
 CHUNK_BYTES: Final = 16 << 20
 POLL_SECONDS: Final = 0.02

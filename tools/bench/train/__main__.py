@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from tools.bench.comparison import PEAK_MEMORY, Column, Comparison, Rounds, Target, Workload, peak_mebibytes
-from tools.bench.examplerows import SOURCES
+from tools.bench.example_rows import SOURCES
 from tools.models import gemma
 
 STEPS_BETWEEN_SAVES: Final = 100

@@ -18,8 +18,7 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage
 from finetune_trainer.train.states.resume_states import ResumeStates
-from tools.bench.train.stopwatch import Stopwatch
-from tools.bench.train.workload import LORA, hyperparameters, training_rows
+from tools.bench.train.workload import LORA, Stopwatch, hyperparameters, training_rows
 
 OWNER: Final = Owner(kind="FineTuneJob", namespace="bench", name="bench", uid="bench")
 

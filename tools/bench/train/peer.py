@@ -21,8 +21,7 @@ from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, RowEncoder
 from finetune_trainer.train.trainer import training_arguments
-from tools.bench.train.stopwatch import Stopwatch
-from tools.bench.train.workload import LORA, ROWS_PER_STEP, hyperparameters, training_rows
+from tools.bench.train.workload import LORA, ROWS_PER_STEP, Stopwatch, hyperparameters, training_rows
 
 
 def main(folder: Path, workload: str, steps: int, output: Path) -> None:

@@ -1,12 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workload of both programs: the same tokens, adapter and schedule."""
+"""The workload of both programs (the same tokens, adapter and schedule), and the time of their steps."""
 
-from typing import Final
+import time
+from typing import Any, Final
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.rows import Row
-from tools.bench.examplerows import example_rows
+from tools.bench.example_rows import example_rows
+
+
+class Stopwatch:
+    """Records the end of every optimizer step of this process from its creation."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+        register_optimizer_step_post_hook(self._step)
+
+    def _step(self, _optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[Any, Any]) -> None:
+        self._ends.append(time.perf_counter())
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self._ends)
+
+    @property
+    def seconds(self) -> float:
+        """Time from the end of the first step to the end of the last step."""
+        return self._ends[-1] - self._ends[0]
+
 
 LORA: Final = LoRA()
 """Defaults of a run."""

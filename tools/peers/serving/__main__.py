@@ -14,9 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from tools.bench.errors import BenchError
-from tools.bench.page import PAGE
-from tools.bench.sheet import Sheet
+from tools.bench.page import PAGE, BenchError, Sheet
 from tools.bench.start.measure import forget
 from tools.bootstrap.uv import ROOT, cache_directory
 from tools.cluster import gateway_api

@@ -11,7 +11,7 @@ from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.model.bundle import read_base_bundle
 from finetune_trainer.store import open_store
-from tools.bench.errors import BenchError
+from tools.bench.page import BenchError
 from tools.cluster.commands import becomes_true, until
 from tools.cluster.layout import DEFAULT_NAME, Layout
 from tools.demo.access import Access, Object

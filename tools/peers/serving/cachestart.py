@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet
 from tools.bench.start.measure import forget, seconds_of
-from tools.bench.start.serving import OWNER, ServedNamespace
-from tools.bench.start.servingpage import ServingStart, sheet
+from tools.bench.start.serving import OWNER, ServedNamespace, ServingStart, sheet
 from tools.peers.serving.servers import MODEL, ServersFolder, running
 
 SIZE: Final = "1B"

@@ -10,8 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from scipy import stats
 
-from tools.bench.page import put
-from tools.bench.sheet import Sheet
+from tools.bench.page import Sheet, put
 from tools.peers import vllm
 from tools.peers.serving.streams import StreamsPair, StreamsResult
 

@@ -29,8 +29,8 @@ from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.serve.vllm.engine_files import write_engine_files
-from tools.bench.errors import BenchError
-from tools.bench.usage import descendants
+from tools.bench.page import BenchError
+from tools.bench.program import descendants
 from tools.bootstrap.uv import ROOT
 from tools.cluster.layout import free_port
 from tools.cluster.processes import WITH_PARENT

@@ -16,7 +16,7 @@ from typing import Final
 import yaml
 
 from finetune_trainer.contract.environment import SERVE_PORT
-from tools.bench.errors import BenchError
+from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.commands import until

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from tools.bench.errors import BenchError
-from tools.bench.usage import descendants, processor_seconds
+from tools.bench.page import BenchError
+from tools.bench.program import descendants, processor_seconds
 from tools.peers.serving.servers import KEY, MAX_STREAMS, RunningServer
 
 PAIR_TOKENS: Final = 32

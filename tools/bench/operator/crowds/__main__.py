@@ -8,13 +8,12 @@ from typing import Annotated, Final
 
 import typer
 
-from tools.bench.operator import alone
+from tools.bench.operator import control_planes
 from tools.bench.operator.crowds.copied import BUDGET, VERSIONS
 from tools.bench.operator.crowds.crowd import Crowd, CrowdScene
 from tools.bench.operator.crowds.endpoints import ENDPOINTS
-from tools.bench.operator.crowds.queued import QUEUED
-from tools.bench.operator.crowds.refused import REFUSED
-from tools.bench.sheet import Sheet
+from tools.bench.operator.crowds.waiting_jobs import QUEUED, REFUSED
+from tools.bench.page import Sheet
 from tools.cluster import ControlPlane
 
 CROWDS: Final[dict[str, Crowd]] = {
@@ -37,8 +36,8 @@ def crowds(
         list[str] | None, typer.Argument(help=f"Crowds to measure: {', '.join(CROWDS)}. Default: all.")
     ] = None,
     share: Annotated[float, typer.Option(help="Share of the full size, for a trial.")] = 1.0,
-    page: alone.Page = True,
-    logs: alone.Logs = alone.LOGS,
+    page: control_planes.Page = True,
+    logs: control_planes.Logs = control_planes.LOGS,
 ) -> None:
     """Measure the operator with crowds, and compare the figures with their ceilings.
 
@@ -61,7 +60,7 @@ def crowds(
             return crowd.sheet(size, stage.phases)
 
         begin = f"<!-- Written by python -m tools.bench.operator.crowds {name} from here -->"
-        alone.measure_alone("crowd", table, begin if page and share == 1 else None, logs)
+        control_planes.measure_alone("crowd", table, begin if page and share == 1 else None, logs)
     for each in exceeded:
         print(f"above its ceiling: {each}", file=sys.stderr)
     if exceeded:

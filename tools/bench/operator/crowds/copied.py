@@ -17,15 +17,15 @@ from finetune_operator.manifests.labels import DEVICES, MANAGED_BY, OPERATOR, PR
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import ConditionType, Reason
-from tools.bench.errors import BenchError
 from tools.bench.operator import workload
-from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, for_each_concurrently
-from tools.bench.operator.copies import SERVER_FIELDS
+from tools.bench.operator.bench_kubelet import BenchKubelet
+from tools.bench.operator.control_planes import client, for_each_concurrently
 from tools.bench.operator.crowds.crowd import Ceilings, Crowd, CrowdScene
 from tools.bench.operator.deadlines import STUCK_SECONDS, background, until, until_done
 from tools.bench.operator.history import create_with_status
-from tools.bench.operator.requestledger import KUBELET, USER
+from tools.bench.operator.request_ledger import KUBELET, USER
+from tools.bench.operator.workload import SERVER_FIELDS
+from tools.bench.page import BenchError
 
 HOLDERS: Final = 12
 """Jobs of others that reserve the budget while runs wait for it."""

@@ -13,14 +13,13 @@ from typing import Any, Final
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
-from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import background, patience, until
-from tools.bench.operator.healthprobe import HealthProbe
-from tools.bench.operator.operatorprocess import OperatorProcess
-from tools.bench.operator.requestledger import OPERATOR, QUIET_SECONDS, RequestLedger
+from tools.bench.operator.health_probe import HealthProbe
+from tools.bench.operator.operator_process import OperatorProcess
+from tools.bench.operator.request_ledger import OPERATOR, QUIET_SECONDS, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
-from tools.bench.sheet import Sheet
-from tools.bench.usage import peak_bytes, processor_seconds
+from tools.bench.page import BenchError, Sheet
+from tools.bench.program import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 

@@ -15,13 +15,13 @@ from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.resources import HTTP_ROUTE
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
-from tools.bench.errors import BenchError
 from tools.bench.operator import workload
-from tools.bench.operator.benchkubelet import BenchKubelet
-from tools.bench.operator.controlplanes import client, create
+from tools.bench.operator.bench_kubelet import BenchKubelet
+from tools.bench.operator.control_planes import client, create
 from tools.bench.operator.crowds.crowd import IDLE_SECONDS, NAMESPACE, Ceilings, Crowd, CrowdScene, numbered
 from tools.bench.operator.deadlines import background
-from tools.bench.operator.requestledger import KUBELET, USER
+from tools.bench.operator.request_ledger import KUBELET, USER
+from tools.bench.page import BenchError
 from tools.cluster import gateway_api
 from tools.fakepods import digest
 

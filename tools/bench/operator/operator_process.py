@@ -14,8 +14,8 @@ from typing import Final, Self
 
 import httpx
 
-from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import until
+from tools.bench.page import BenchError
 from tools.cluster.layout import free_port
 
 ANSWER_SECONDS: Final = 30

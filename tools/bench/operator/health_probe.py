@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tools.bench.operator.healthprobe PORT: response times of /healthz, one per line.
+"""python -m tools.bench.operator.health_probe PORT: response times of /healthz, one per line.
 
 A process of its own measures them: work of the benchmark in the same process would count as a stall of the
 operator.
@@ -34,7 +34,7 @@ class HealthProbe:
 
     async def run(self) -> None:
         """Send a request every PROBE_SECONDS."""
-        command = (sys.executable, "-m", "tools.bench.operator.healthprobe", str(self._port))
+        command = (sys.executable, "-m", "tools.bench.operator.health_probe", str(self._port))
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
             async for line in process.stdout or asyncio.StreamReader():

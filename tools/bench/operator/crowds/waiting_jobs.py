@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that wait in one LocalQueue. The benchmark itself does what Kueue would do with them.
+"""Jobs that wait in one LocalQueue, and Jobs in one namespace whose pods a quota refuses.
 
-Each suspended Job gets a Workload that waits for quota. There is no visibility API, so positions are unknown.
+The benchmark itself does what Kueue would do: each suspended Job gets a Workload that waits for quota. There
+is no visibility API, so positions are unknown.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, WORKLOAD, Resou
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.related_types import JOB_UID
 from tools.bench.operator import workload
-from tools.bench.operator.controlplanes import MAX_CONCURRENT_REQUESTS, client, create
+from tools.bench.operator.control_planes import MAX_CONCURRENT_REQUESTS, client, create
 from tools.bench.operator.crowds.crowd import (
     IDLE_SECONDS,
     NAMESPACE,
@@ -25,7 +26,7 @@ from tools.bench.operator.crowds.crowd import (
     reconciling,
 )
 from tools.bench.operator.deadlines import background
-from tools.bench.operator.requestledger import USER
+from tools.bench.operator.request_ledger import USER
 
 KUEUE: Final = "kueue"
 """User of the simulated Kueue."""
@@ -145,4 +146,36 @@ QUEUED: Final = Crowd(
         "waiting": Ceilings(requests_per_second=5, writes=500, stall_seconds=0.25, peak_mebibytes=400),
     },
     _measure_queued,
+)
+
+
+QUOTA: Final[dict[str, Any]] = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "full", "namespace": NAMESPACE},
+    "spec": {"hard": {"pods": "0"}},
+}
+
+
+async def _measure_refused(stage: CrowdScene) -> None:
+    stage.apply(workload.namespace(NAMESPACE), QUOTA, *workload.claims(NAMESPACE), workload.profile())
+    async with client(stage.plane, USER) as user, stage.operator() as operator:
+        async with operator.phase("refused"):
+            await create(user, (workload.dataset(name, NAMESPACE) for name in numbered("rows", stage.size)))
+            await stage.until_all(
+                user, "Dataset", "are refused", lambda each: reconciling(each)[0] == "QuotaExceeded"
+            )
+        async with operator.phase("waiting"):
+            await asyncio.sleep(IDLE_SECONDS)
+
+
+REFUSED: Final = Crowd(
+    "refused",
+    "{size} Jobs in one namespace that a quota refuses",
+    1000,
+    {
+        "refused": Ceilings(requests_per_second=100, writes=10000, stall_seconds=0.25, peak_mebibytes=250),
+        "waiting": Ceilings(requests_per_second=3, writes=100, stall_seconds=0.25, peak_mebibytes=250),
+    },
+    _measure_refused,
 )

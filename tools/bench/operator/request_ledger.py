@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import STUCK_SECONDS
 from tools.bench.operator.workload import LAST_STAGE, NAMESPACE
+from tools.bench.page import BenchError
 from tools.cluster.audit import IGNORED_RESOURCES, AuditLog
 
 OPERATOR: Final = "operator"

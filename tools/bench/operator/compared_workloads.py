@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the same number of TrainJobs with Kubeflow Trainer and JobSet on a control plane of their own.
+"""The workloads that FineTuneJobs are compared with, in the same number and each on its own control plane.
 
-Both controllers run as processes on the machine of the API server, like the operator in its measurement,
+Bare Jobs, created by a user, are the lower bound for one Job per run. The controllers of TrainJobs (Kubeflow
+Trainer and JobSet) run as processes on the machine of the API server, like the operator in its measurement,
 without leader election and without rate limits.
 """
 
@@ -19,17 +20,50 @@ import httpx
 import yaml
 
 from finetune_operator.engine.resources import ResourceType
-from tools.bench.errors import BenchError
 from tools.bench.operator import workload
-from tools.bench.operator.controlplanes import client, control_plane, create
+from tools.bench.operator.control_planes import client, control_plane, create
 from tools.bench.operator.deadlines import until
-from tools.bench.operator.requestledger import JOBSET, TRAINER, USER, RequestLedger, Requests, Spread
-from tools.bench.usage import peak_bytes, processor_seconds
+from tools.bench.operator.request_ledger import JOBSET, TRAINER, USER, RequestLedger, Requests, Spread
+from tools.bench.page import BenchError
+from tools.bench.program import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane, toolchain
 from tools.cluster.audit import AuditLog
 from tools.cluster.credentials import Authority
 from tools.cluster.layout import LOOPBACK, free_port
 from tools.cluster.toolchain import KUBEFLOW_TRAINER, download, program
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Cost of the bare Jobs.
+
+    Attributes:
+        jobs: time until the Jobs exist; the Job controller creates pods meanwhile.
+        requests: requests of all clients for all Jobs.
+    """
+
+    jobs: Spread
+    requests: Requests
+
+
+def measure_floor(jobs: int) -> Floor:
+    """Start a control plane, measure, and remove it.
+
+    Raises:
+        ClusterError: the control plane did not start.
+    """
+    with control_plane("floor") as plane:
+        return asyncio.run(_measure_bare_jobs(plane, jobs))
+
+
+async def _measure_bare_jobs(plane: ControlPlane, jobs: int) -> Floor:
+    ledger = RequestLedger(AuditLog(plane.audit_log))
+    async with client(plane, USER) as user:
+        await user.create(workload.namespace())
+        await create(user, map(workload.bare_job, range(jobs)))
+    await ledger.until_quiet()
+    return Floor(ledger.spread(ledger.first_jobs), ledger.requests)
+
 
 READY_SECONDS: Final = 60.0
 LOG_CHARACTERS: Final = 3000
