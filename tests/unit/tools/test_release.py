@@ -131,7 +131,7 @@ def test_the_values_of_a_released_chart_name_the_registry() -> None:
 
 
 def test_values_with_images_in_another_form_are_refused() -> None:
-    with pytest.raises(ImageError, match=r"tools/release/charts\.py"):
+    with pytest.raises(ImageError, match=r"tools/release/publish\.py"):
         with_registry("image: {registry: ''}\n", REGISTRY)
 
 
