@@ -13,6 +13,7 @@ import pytest
 from finetune_operator import stage_table
 from finetune_operator.api.crd import KINDS
 from finetune_operator.reconcile.registry import KIND_ROWS
+from finetune_operator.status import explanations
 from finetune_trainer import rows
 from finetune_trainer.contract import method, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
@@ -145,12 +146,12 @@ def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
 
 @pytest.mark.parametrize("name", [kind.name for kind in KINDS])
 def test_the_name_of_a_kind_stands_in_the_api_and_its_package_only(name: str) -> None:
-    """Others name its model, or loop over the rows of the registry. Messages may contain names."""
-    of_kind = PRODUCT[0] / "api", RECONCILE / name.lower()
+    """Others name its model, or loop over the rows of the registry. Messages and docs may contain names."""
+    of_kind = PRODUCT[0] / "api", RECONCILE / name.lower(), source(explanations)
     named = {
         module
         for module in PRODUCT[0].rglob("*.py")
-        if any(text == name for text in texts(module)) and not {*of_kind} & {*module.parents}
+        if any(text == name for text in texts(module)) and not {*of_kind} & {module, *module.parents}
     }
     assert named == set()
 

@@ -37,7 +37,7 @@ class Workload(NamedTuple):
     size: int = 0
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of a table with one row per program.
 
     Attributes:
@@ -93,7 +93,7 @@ class Comparison:
     programs: Mapping[str, str]
     same: tuple[Callable[[Mapping[str, Any]], object], str]
     title: Callable[[Workload, Rounds], str]
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     targets: tuple[Target, ...]
     packages: tuple[str, ...]
 
@@ -161,4 +161,4 @@ def median_seconds(rounds: Rounds) -> float:
     return median(each.seconds for each in rounds)
 
 
-PEAK_MEMORY = Column("peak memory, MiB", lambda rounds, *_: f"{peak_mebibytes(rounds):,.0f}")
+PEAK_MEMORY = TableColumn("peak memory, MiB", lambda rounds, *_: f"{peak_mebibytes(rounds):,.0f}")

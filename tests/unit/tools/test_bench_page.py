@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tools.bench import page as page_module
 from tools.bench.operator import __main__ as command
 from tools.bench.operator.compared_workloads import Floor, Peer
-from tools.bench.operator.measurement import Comparison, Measured, ProcessCost
+from tools.bench.operator.measurement import Measured, ProcessCost, SizeComparison
 from tools.bench.operator.request_ledger import Requests, Spread
 from tools.bench.operator.tables import BEGIN, write
 from tools.bench.page import END, PAGE, BenchError
@@ -30,10 +30,10 @@ def measured(runs: int) -> Measured:
     return Measured(runs, spread, requests, usage, spread, cost, cost, restart_seconds=2.0)
 
 
-def compared(runs: int) -> Comparison:
+def compared(runs: int) -> SizeComparison:
     requests = Requests(Counter({("trainer", "create"): 12 * runs, ("user", "create"): runs}))
     peer = Peer(Spread(p50=6.0, p99=7.0, last=8.0), requests, 5.5, (60 << 20, 90 << 20))
-    return Comparison(runs, floor(runs), peer, measured(runs))
+    return SizeComparison(runs, floor(runs), peer, measured(runs))
 
 
 def test_what_was_measured_takes_the_place_of_what_stood_between_the_markers(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_error_at_a_later_size_leaves_the_tables_of_those_before_it(
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")
 
-    def compare(runs: int, _logs: Path, tell: Callable[[str], None]) -> Comparison:
+    def compare(runs: int, _logs: Path, tell: Callable[[str], None]) -> SizeComparison:
         tell("some have a Job")
         if runs == 5000:
             raise BenchError("nothing moves any more")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from tools.bench.comparison import (
     PEAK_MEMORY,
-    Column,
     Comparison,
+    TableColumn,
     Target,
     Workload,
     median_seconds,
@@ -27,15 +27,15 @@ DATA: Final = Comparison(
     ),
     title=lambda workload, _rounds: f"{workload.name}, {workload.size / 1e9:.2f} GB",
     columns=(
-        Column("rows/s", lambda rounds, _peer, work: f"{work.rows / median_seconds(rounds):,.0f}"),
-        Column("MB/s", lambda rounds, _peer, work: f"{work.size / 1e6 / median_seconds(rounds):.1f}"),
+        TableColumn("rows/s", lambda rounds, _peer, work: f"{work.rows / median_seconds(rounds):,.0f}"),
+        TableColumn("MB/s", lambda rounds, _peer, work: f"{work.size / 1e6 / median_seconds(rounds):.1f}"),
         PEAK_MEMORY,
-        Column("time, s", lambda rounds, *_: f"{median_seconds(rounds):.1f}"),
-        Column(
+        TableColumn("time, s", lambda rounds, *_: f"{median_seconds(rounds):.1f}"),
+        TableColumn(
             "processor time, s",
             lambda rounds, *_: f"{median(each.processor_seconds for each in rounds):.1f}",
         ),
-        Column("rows kept", lambda rounds, *_: f"{rounds[0].printed['rows']:,}"),
+        TableColumn("rows kept", lambda rounds, *_: f"{rounds[0].printed['rows']:,}"),
     ),
     targets=(
         Target(lambda ours, _peer: peak_mebibytes(ours), "MiB of memory", 1024, form=".0f"),

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tools.bench.comparison import PEAK_MEMORY, Column, Comparison, Rounds, Target, Workload
+from tools.bench.comparison import PEAK_MEMORY, Comparison, Rounds, TableColumn, Target, Workload
 from tools.bench.evaluate.workload import ROWS
 from tools.models import gemma
 
@@ -25,8 +25,8 @@ EVALUATE: Final = Comparison(
     ),
     title=lambda workload, rounds: f"{workload.name}: {workload.rows} rows, {len(rounds)} rounds",
     columns=(
-        Column("rows per second of processor time", lambda rounds, *_: f"{rate(rounds):.2f}"),
-        Column("relative to one by one", lambda rounds, peer, _: f"{rate(rounds) / rate(peer):.1f}"),
+        TableColumn("rows per second of processor time", lambda rounds, *_: f"{rate(rounds):.2f}"),
+        TableColumn("relative to one by one", lambda rounds, peer, _: f"{rate(rounds) / rate(peer):.1f}"),
         PEAK_MEMORY,
     ),
     targets=(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.bench.operator.measurement import Comparison, compare
+from tools.bench.operator.measurement import SizeComparison, compare
 from tools.bench.operator.tables import comparison, overview, requests, write
 from tools.bench.page import PAGE, BenchError
 from tools.bootstrap.uv import ROOT
@@ -48,7 +48,7 @@ def bench(
         raise typer.Exit(1) from error
 
 
-def _measure(runs: int, logs: Path, console: Console) -> Comparison:
+def _measure(runs: int, logs: Path, console: Console) -> SizeComparison:
     """Measure one size, and show the progress on a terminal."""
     title = f"{runs:,} FineTuneJobs"
     console.print(f"{title} …")

@@ -198,7 +198,7 @@ class _Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SizeComparison:
     """Results for `runs` bare Jobs, TrainJobs and FineTuneJobs."""
 
     runs: int
@@ -207,7 +207,7 @@ class Comparison:
     operator: Measured
 
 
-def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> Comparison:
+def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> SizeComparison:
     """Measure all three workloads, each on an empty control plane of its own.
 
     Args:
@@ -223,4 +223,4 @@ def compare(runs: int, folder: Path, progress: Callable[[str], None]) -> Compari
     floor = measure_floor(runs)
     progress("TrainJobs of Kubeflow")
     peer = measure_peer(runs)
-    return Comparison(runs, floor, peer, measure(runs, folder, progress))
+    return SizeComparison(runs, floor, peer, measure(runs, folder, progress))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.bench.operator.measurement import Comparison, Measured
+from tools.bench.operator.measurement import Measured, SizeComparison
 from tools.bench.operator.request_ledger import KUBELET, OPERATOR, USER, Requests
 from tools.bench.page import Sheet, put
 from tools.cluster.toolchain import KUBERNETES
@@ -23,20 +23,20 @@ TARGETS: Final = {
 """Targets by row of the overview."""
 
 
-def comparison(compared: Sequence[Comparison]) -> Sheet:
+def comparison(compared: Sequence[SizeComparison]) -> Sheet:
     """The time until every run has its first Job, compared with the peers: one column per number of runs."""
     return _sheet("Time until every run has its first Job", compared, _compared_figures, {})
 
 
-def overview(compared: Sequence[Comparison]) -> Sheet:
+def overview(compared: Sequence[SizeComparison]) -> Sheet:
     """The figures of the operator: one column per number of runs."""
     return _sheet("FineTuneJobs", compared, lambda each: _figures(each.operator), TARGETS)
 
 
 def _sheet(
     title: str,
-    compared: Sequence[Comparison],
-    figures: Callable[[Comparison], Iterator[tuple[str, str]]],
+    compared: Sequence[SizeComparison],
+    figures: Callable[[SizeComparison], Iterator[tuple[str, str]]],
     targets: Mapping[str, str],
 ) -> Sheet:
     columns = [dict(figures(each)) for each in compared]
@@ -64,7 +64,7 @@ def requests(measured: Measured) -> Sheet:
     return Sheet(f"Requests per run ({measured.runs:,} runs)", ("client", *verbs, "all"), rows)
 
 
-def _compared_figures(each: Comparison) -> Iterator[tuple[str, str]]:
+def _compared_figures(each: SizeComparison) -> Iterator[tuple[str, str]]:
     runs, floor, peer, ours = each.runs, each.floor, each.peer, each.operator
     trainer, jobset = peer.peak_bytes
     yield "FineTuneJobs, s", f"{ours.first_jobs.last:.1f}"
@@ -121,7 +121,7 @@ def _rate(count: int, runs: int) -> str:
 BEGIN: Final = "<!-- Written by make bench-operator from here -->"
 
 
-def write(page: Path, compared: Sequence[Comparison]) -> None:
+def write(page: Path, compared: Sequence[SizeComparison]) -> None:
     """Replace the tables between the markers of `page`.
 
     Raises:

@@ -6,7 +6,15 @@ from typing import Annotated, Final
 
 import typer
 
-from tools.bench.comparison import PEAK_MEMORY, Column, Comparison, Rounds, Target, Workload, peak_mebibytes
+from tools.bench.comparison import (
+    PEAK_MEMORY,
+    Comparison,
+    Rounds,
+    TableColumn,
+    Target,
+    Workload,
+    peak_mebibytes,
+)
 from tools.bench.example_rows import SOURCES
 from tools.models import gemma
 
@@ -53,14 +61,14 @@ TRAIN: Final = Comparison(
     ),
     title=_title,
     columns=(
-        Column("tokens/s", lambda rounds, *_: f"{rate(rounds):,.0f}"),
-        Column("relative to TRL", lambda rounds, peer, _: f"{rate(rounds) / rate(peer):.2f}"),
-        Column("s per step", lambda rounds, *_: f"{seconds_per_step(rounds):.2f}"),
+        TableColumn("tokens/s", lambda rounds, *_: f"{rate(rounds):,.0f}"),
+        TableColumn("relative to TRL", lambda rounds, peer, _: f"{rate(rounds) / rate(peer):.2f}"),
+        TableColumn("s per step", lambda rounds, *_: f"{seconds_per_step(rounds):.2f}"),
         PEAK_MEMORY,
-        Column(
+        TableColumn(
             "s paused per save", lambda rounds, *_: f"{_save_seconds(rounds):.2f}" if _saves(rounds) else ""
         ),
-        Column(
+        TableColumn(
             f"share of pauses, save every {STEPS_BETWEEN_SAVES} steps",
             lambda rounds, *_: f"{save_share(rounds):.2%}" if _saves(rounds) else "",
         ),
