@@ -17,8 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-PACKAGES: Final = tuple(
-    map(Path, ("operator/finetune_operator", "trainer_image/finetune_trainer", "tools", "hack"))
+PACKAGES: Final = (
+    Path("client/finetune_client"),
+    Path("operator/finetune_operator"),
+    Path("trainer_image/finetune_trainer"),
+    Path("tools"),
+    Path("hack"),
 )
 NAMES: Final = tuple(package.name for package in PACKAGES)
 MODULE_IN_TEXT: Final = re.compile(rf"\b(?:{'|'.join(NAMES)})(?:[./]\w+)+")
@@ -99,8 +103,10 @@ def sources_in(root: Path) -> dict[str, str]:
 
 
 def sources_of(commit: str) -> dict[str, str]:
-    """Source of each module of a commit, by the module's name."""
-    archive = subprocess.run(["git", "archive", commit, *map(str, PACKAGES)], capture_output=True, check=True)
+    """Source of each module of a commit, by the module's name; the commit may lack some of the packages."""
+    listed = ["git", "ls-tree", "--name-only", commit, *map(str, PACKAGES)]
+    present = subprocess.run(listed, capture_output=True, check=True, text=True).stdout.splitlines()
+    archive = subprocess.run(["git", "archive", commit, *present], capture_output=True, check=True)
     with TemporaryDirectory() as root:
         subprocess.run(["tar", "--extract", f"--directory={root}"], input=archive.stdout, check=True)
         return sources_in(Path(root))
