@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Access, Object
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.sessions import LaneSession
@@ -21,7 +22,6 @@ from tests.e2e.team import Team, new_namespace
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.cluster.node import GPU_RESOURCE
-from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.images.tags import References
 

@@ -11,12 +11,13 @@ from typing import Final, TypeVar
 
 from openai import OpenAI, OpenAIError
 
+from finetune_client.access import Object
+from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.manifests.labels import REVISION, RUN
 from tests.e2e import manifests
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of
 from tests.waiting import eventually
-from tools.demo.access import Object, open_endpoint
-from tools.demo.questions import LoadRequest, SteadyLoad, ask
+from tools.demo.questions import LoadRequest, SteadyLoad
 
 T = TypeVar("T")
 

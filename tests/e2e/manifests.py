@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from finetune_client.access import Object
 from finetune_operator.api.meta import API_VERSION
-from tools.demo.access import Object
 
 MODEL_URI: Final = "pvc://models/tiny"
 PROMPTS: Final = tuple(

@@ -6,9 +6,9 @@ from typing import Final
 import httpx2
 from openai import DefaultHttpxClient, OpenAI
 
+from finetune_client.endpoint import REQUEST_SECONDS
 from tools.cluster.layout import DNS_ADDRESS
 from tools.cluster.network import resolve
-from tools.demo.access import REQUEST_SECONDS
 
 LOOKUPS: Final = 2
 """Number of attempts to resolve a name; the default of resolvers."""

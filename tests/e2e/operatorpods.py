@@ -5,11 +5,11 @@ from typing import Final, cast
 
 import httpx
 
+from finetune_client.access import Access, Object
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import GROUP
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
 
 PORT: Final = 8080

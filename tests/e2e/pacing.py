@@ -4,8 +4,8 @@
 import json
 from typing import Final
 
+from finetune_client.access import Object
 from tests.e2e.team import Team, name_of
-from tools.demo.access import Object
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
+from finetune_client.access import Object
 from tests.e2e.team import Team, name_of
-from tools.demo.access import Object
 
 OTHER_CHARACTERS: Final = re.compile(r"[^a-zA-Z0-9_]")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, cast
 
+from finetune_client.access import Object
 from tests.e2e.team import Team
-from tools.demo.access import Object
 from tools.models import tiny
 
 RESTRICTED: Final = {

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from finetune_client.access import Access, Object
 from finetune_operator.manifests.labels import RUN, STAGE
 from tests.e2e.manifests import OWN
 from tests.waiting import eventually
-from tools.demo.access import Access, Object
 from tools.demo.install import RELEASE, SYSTEM
 
 PAUSE_SECONDS: Final = 0.5

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from openai import OpenAI, OpenAIError
 
+from finetune_client.access import Object
 from finetune_operator.manifests.labels import ANALYZED, RUN
 from tests.e2e import manifests
 from tests.e2e.newconnections import client_of
@@ -24,7 +25,6 @@ from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, 
 from tests.prometheus import Prometheus
 from tests.waiting import eventually
 from tools.cluster.layout import NODE_ADDRESS
-from tools.demo.access import Object
 
 ROOT: Final = Path(__file__).parents[2]
 ENDPOINT: Final = "analyzed"

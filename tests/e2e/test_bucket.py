@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.team import Team, uid_of
 from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tools.cluster.layout import NODE_ADDRESS
-from tools.demo.access import open_endpoint
-from tools.demo.questions import ask
 from tools.models import tiny
 
 pytestmark = pytest.mark.skipif(

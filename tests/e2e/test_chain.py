@@ -3,6 +3,8 @@
 
 import pytest
 
+from finetune_client.access import Object
+from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.manifests.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.manifests import GPU
@@ -10,8 +12,6 @@ from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.cluster.node import GPU_RESOURCE
-from tools.demo.access import Object, open_endpoint
-from tools.demo.questions import ask
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:

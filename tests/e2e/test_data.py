@@ -8,12 +8,12 @@ from typing import Final
 import pytest
 import yaml
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, uid_of
 from tests.waiting import eventually
 from tools.bootstrap.uv import ROOT
-from tools.demo.access import Object
 
 EXAMPLES: Final = ROOT / "examples" / "data"
 FORMATS: Final = {

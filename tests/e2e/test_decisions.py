@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import pytest
 
+from finetune_client.access import Object
 from finetune_operator.manifests.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
-from tools.demo.access import Object
 
 ANSWER: Final = "billing"
 TRAINING: Final = manifests.PROMPTS

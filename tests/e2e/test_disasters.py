@@ -18,6 +18,8 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Access, Object
+from finetune_client.endpoint import ask
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
@@ -37,7 +39,6 @@ from tests.waiting import eventually
 from tools.bench.operator.control_planes import client, create
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
-from tools.demo.access import Access, Object
 from tools.demo.install import (
     CHART,
     CRD,
@@ -50,7 +51,7 @@ from tools.demo.install import (
     install_operator,
     values,
 )
-from tools.demo.questions import LoadRequest, SteadyLoad, ask
+from tools.demo.questions import LoadRequest, SteadyLoad
 from tools.images.tags import References
 
 REQUESTS_PER_SECOND: Final = 4.0

@@ -13,10 +13,10 @@ from typing import Final
 import pytest
 import yaml
 
+from finetune_client.access import Object
 from tests.docsblocks import blocks
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team
-from tools.demo.access import Object
 
 RUN: Final = {"NAME": "routing", "ticket-routing": "routing", "POD": "keeper"}
 ENDPOINT: Final = {"NAME": "support"}

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Object
 
 NAME = "last-month"
 

@@ -6,13 +6,13 @@ from typing import Any, Final
 
 import pytest
 
+from finetune_client.access import Object
 from finetune_operator.manifests.labels import ISOLATED, RUN, STAGE
 from finetune_trainer.contract.environment import SCRATCH_MOUNT
 from finetune_trainer.contract.results import OUTLOOKS
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
-from tools.demo.access import Object
 
 CUSTOM: Final = f"e2e-custom-{manifests.OWN}"
 """Profile that allows custom metrics."""

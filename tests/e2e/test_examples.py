@@ -11,12 +11,12 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from finetune_client.access import Object
+from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
 from tools.bootstrap.uv import ROOT
-from tools.demo.access import Object, open_endpoint
-from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"
 BASE_MODEL: Final = ROOT / "examples" / "base-model.yaml"

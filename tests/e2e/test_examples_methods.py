@@ -11,11 +11,11 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
 from tools.bootstrap.uv import ROOT
-from tools.demo.access import Object
 
 EXAMPLE: Final = ROOT / "examples" / "methods"
 CHAIN: Final = ("first", "second")

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests, pods
 from tests.e2e.team import (
     PATIENCE_SECONDS,
@@ -18,7 +19,6 @@ from tests.e2e.team import (
     uid_of,
 )
 from tests.waiting import eventually
-from tools.demo.access import Object
 from tools.demo.install import RELEASE, SYSTEM
 
 RESUMED: Final = "resuming after step"

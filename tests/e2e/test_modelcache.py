@@ -7,12 +7,12 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Object
+from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, name_of, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Object, open_endpoint
-from tools.demo.questions import ask
 from tools.images.tags import References
 
 CACHED: Final = f"e2e-cached-{manifests.OWN}"

@@ -15,11 +15,11 @@ from typing import Final
 import httpx
 import pytest
 
+from finetune_client.access import Object
+from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
-from tools.demo.access import Object, open_endpoint
-from tools.demo.questions import ask
 from tools.release.registry import OciRegistry
 
 pytestmark = pytest.mark.skipif(

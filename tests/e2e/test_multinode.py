@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Object
 from finetune_operator.observe.pod_status import index_of
 from finetune_trainer.contract.vocabulary import ExitCode
 from tests.e2e import manifests, pods
@@ -22,7 +23,6 @@ from tests.e2e.team import (
     uid_of,
 )
 from tests.waiting import eventually
-from tools.demo.access import Object
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"

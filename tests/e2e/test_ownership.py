@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uninstall and reinstall the operator: objects stay, endpoints serve, and new work waits."""
 
+from finetune_client.access import Access, Object
+from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
-from tools.demo.access import Access, Object, open_endpoint
 from tools.demo.install import RELEASE, SYSTEM, install
-from tools.demo.questions import ask
 from tools.images.tags import References
 
 

@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, uid_of
 from tools.cluster.node import GPU_RESOURCE
-from tools.demo.access import Object
 from tools.models import tiny
 from tools.models.llama import LLAMA
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests, pods
 from tests.e2e.manifests import GPU
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, is_running, uid_of
 from tests.waiting import eventually
 from tools.cluster.node import GPU_RESOURCE
-from tools.demo.access import Object
 from tools.images.tags import References
 
 RESOURCE = GPU_RESOURCE

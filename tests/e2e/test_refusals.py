@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PAUSE_SECONDS, Team, condition_of, exit_code, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Object
 
 LATE = f"e2e-late-{manifests.OWN}"
 """Name of a profile and a claim that a test creates late, and of a Secret that is never created."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_client.access import Object
 from tests.e2e import manifests
 from tests.e2e.team import Team, condition_of, uid_of
-from tools.demo.access import Object
 from tools.demo.install import RELEASE, SYSTEM
 
 SERVICE = f"{RELEASE}-report"

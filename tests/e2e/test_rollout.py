@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import pytest
 from openai import DEFAULT_MAX_RETRIES
 
+from finetune_client.access import Object
+from finetune_client.endpoint import Endpoint, ask, open_endpoint
 from finetune_operator.manifests.labels import REVISION
 from tests.busyloops import busy_loops
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
-from tools.demo.access import Endpoint, Object, open_endpoint
-from tools.demo.questions import OVERLOAD, SteadyLoad, ask
+from tools.demo.questions import OVERLOAD, SteadyLoad
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import Final
 
 import pytest
 
+from finetune_client.access import DemoError, Object
+from finetune_client.endpoint import ask, ask_streamed, open_endpoint
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, name_of, uid_of
-from tools.demo.access import DemoError, Object, open_endpoint
 from tools.demo.install import SYSTEM
-from tools.demo.questions import SteadyLoad, ask, ask_streamed
+from tools.demo.questions import SteadyLoad
 
 NAME: Final = "strategies"
 REQUESTS_PER_SECOND: Final = 4.0

@@ -15,6 +15,7 @@ import openai
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune_client.access import Object
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME
@@ -22,7 +23,6 @@ from finetune_trainer.store import open_store
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, is_running
 from tests.waiting import eventually
-from tools.demo.access import Object
 
 KEY: Final = "sk-0123456789abcdef"
 Change = Callable[[Path], None]

@@ -12,15 +12,16 @@ import pytest
 import yaml
 from openai import DefaultHttpxClient, OpenAI
 
+from finetune_client.access import Access
+from finetune_client.endpoint import REQUEST_SECONDS, ask, ask_streamed
 from finetune_trainer.contract.environment import SERVE_PORT
 from tests.e2e import manifests, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.team import Team, new_namespace, uid_of
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.layout import ISOLATED
-from tools.demo.access import REQUEST_SECONDS, Access
 from tools.demo.install import images, install
-from tools.demo.questions import SteadyLoad, ask, ask_streamed
+from tools.demo.questions import SteadyLoad
 from tools.peers import traefik
 
 GATEWAY: Final = Path(__file__).parents[2] / "examples" / "gateway" / "gateway.yaml"

@@ -13,6 +13,8 @@ from typing import Final
 import pytest
 import yaml
 
+from finetune_client.access import Access, Object
+from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
@@ -22,9 +24,7 @@ from tools.cluster import TestCluster
 from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
 from tools.cluster.toolchain import HELM3, KUBERNETES, program
-from tools.demo.access import Access, Object, open_endpoint
 from tools.demo.install import CHART, DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
-from tools.demo.questions import ask
 from tools.images.tags import References
 
 pytestmark = pytest.mark.skipif(

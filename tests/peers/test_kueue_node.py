@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from finetune_client.access import Access, Object
 from tests.e2e import manifests, pods
 from tests.e2e.pacing import RESUMED, SAVED
 from tests.e2e.team import (
@@ -29,7 +30,6 @@ from tests.waiting import eventually
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.cluster.node import GPU_RESOURCE
-from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 
 pytestmark = pytest.mark.skipif(

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from finetune_client.access import Access, Object
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.e2e import manifests, pods
@@ -43,7 +44,6 @@ from tests.peers.unreachable import UNREACHABLE
 from tests.waiting import eventually
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
-from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.demo.questions import SteadyLoad
 from tools.images.node_images import Node

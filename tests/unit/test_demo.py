@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from finetune_client.access import DemoError
+from finetune_client.endpoint import Endpoint, ask, ask_streamed
+from finetune_client.follow import DemoStatus, LineView, render
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
 from tests.waiting import eventually
-from tools.demo.access import DemoError, Endpoint
-from tools.demo.progress import DemoStatus, LineView, render
-from tools.demo.questions import SteadyLoad, ask, ask_streamed, calibrated_rate, compare, held_out
+from tools.demo.questions import SteadyLoad, calibrated_rate, compare, held_out
 from tools.demo.story import MAX_IN_FLIGHT, RolloutLoad
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

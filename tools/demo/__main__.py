@@ -8,15 +8,15 @@ from openai import OpenAIError
 from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
+from finetune_client import tables
+from finetune_client.access import Access, DemoError
 from tools.cluster.commands import ClusterError
-from tools.demo import run_tables
-from tools.demo.access import Access, DemoError
 from tools.demo.story import Story
 from tools.images.buildah import ImageError
 
 
 def main() -> int:
-    console = run_tables.console()
+    console = tables.console()
     try:
         Story(Access.from_environment(), console).run()
     except KeyboardInterrupt:

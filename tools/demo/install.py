@@ -15,9 +15,10 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from finetune_client.access import Access, DemoError, Object
 from finetune_operator.api.meta import GROUP
 from tools.bootstrap.uv import ROOT
-from tools.demo.access import NAMESPACE, Access, DemoError, Object
+from tools.demo.admin_access import NAMESPACE
 from tools.images.build import build
 from tools.images.tags import References, Variant
 

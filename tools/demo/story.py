@@ -14,16 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune_client import tables
+from finetune_client.access import Access, DemoError
+from finetune_client.endpoint import Endpoint, open_endpoint
+from finetune_client.follow import DemoStatus, Follower, duration
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
-from tools.demo import run_tables
-from tools.demo.access import NAMESPACE, Access, DemoError, Endpoint, open_endpoint, prepare_namespace
+from tools.demo.admin_access import NAMESPACE, prepare_namespace
 from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, copy_model, images, install
-from tools.demo.progress import DemoStatus, Follower, duration
 from tools.demo.questions import OVERLOAD, SteadyLoad, calibrated_rate, compare, held_out
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
@@ -84,7 +86,7 @@ class Story:
     def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
         with self._step("Results"):
             if first.job.status.evaluation is not None:
-                self._console.print(run_tables.evaluation(first.job.status.evaluation))
+                self._console.print(tables.evaluation(first.job.status.evaluation))
             self._console.print(self._records())
             self._print(f"Requests go through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
@@ -108,7 +110,7 @@ class Story:
                 load.enter(AFTER)
                 self._wait_until_deleted(before, load)
             if second.job.status.evaluation is not None:
-                self._console.print(run_tables.evaluation(second.job.status.evaluation))
+                self._console.print(tables.evaluation(second.job.status.evaluation))
             self._console.print(self._records())
             after = second.endpoint.status.revision if second.endpoint is not None else ""
             self._print(f"revision {before} → {after}")
@@ -147,7 +149,7 @@ class Story:
     def _show_answers(self, endpoint: Endpoint) -> None:
         rows = held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))
         with endpoint.client() as client:
-            self._console.print(run_tables.answers(compare(client, NAME, rows)))
+            self._console.print(tables.answers(compare(client, NAME, rows)))
 
     def _records(self) -> Table:
         versions = [
@@ -156,7 +158,7 @@ class Story:
         checkpoints = [
             Checkpoint.model_validate(each) for each in self._access.objects("Checkpoint", NAMESPACE)
         ]
-        return run_tables.records(versions, checkpoints)
+        return tables.records(versions, checkpoints)
 
     def _print_next_steps(self) -> None:
         self._console.print("\n[bold]Limitations of this demo[/]")

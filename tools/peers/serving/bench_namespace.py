@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from finetune_client.access import Access, Object
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.model.bundle import read_base_bundle
@@ -14,7 +15,6 @@ from finetune_trainer.store import open_store
 from tools.bench.page import BenchError
 from tools.cluster.commands import becomes_true, until
 from tools.cluster.layout import DEFAULT_NAME, Layout
-from tools.demo.access import Access, Object
 from tools.models import gemma
 from tools.peers.serving.servers import CONTEXT, KEY, MAX_STREAMS, MODEL
 

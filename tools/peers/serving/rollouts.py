@@ -9,8 +9,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
+from finetune_client.access import Access, Object
 from tools.cluster import TestCluster
-from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.peers.serving.bench_namespace import BenchNamespace, serving
 

@@ -15,12 +15,12 @@ from typing import Final
 
 import yaml
 
+from finetune_client.access import Access
 from finetune_trainer.contract.environment import SERVE_PORT
 from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.commands import until
-from tools.demo.access import Access
 from tools.demo.install import images, install
 from tools.images.node_images import Node
 from tools.peers import traefik, vllm, vllmimage

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access to the cluster of the demo (local, or of the context KUBE_CONTEXT), its namespace and endpoint."""
+"""kubectl, helm and API requests with the same credentials."""
 
 import json
 import os
-import re
 import shlex
 import shutil
-import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Sequence
 from typing import Any, Final, Self, cast
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from openai import DefaultHttpxClient, OpenAI
 
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
@@ -166,122 +160,3 @@ def _run(command: list[str], name: str, arguments: tuple[str, ...], text: str | 
         line = shlex.join([name, *arguments])
         raise DemoError(f"{line} failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
-
-
-NAMESPACE: Final = "finetune-demo"
-
-MANIFEST: Final = f"""\
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: {NAMESPACE}
-  labels:
-    # Every pod of a run passes the strictest of the Pod Security Standards.
-    pod-security.kubernetes.io/enforce: restricted
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata:
-  name: models
-  namespace: {NAMESPACE}
-spec:
-  accessModes: [ReadWriteMany]
-  resources:
-    requests:
-      storage: 2Gi
-"""
-
-OURS: Final = "inferencedeployments,finetunejobs,datasets,checkpoints,datasetversions"
-
-
-def prepare_namespace(access: Access) -> list[str]:
-    """Create the namespace and the claim for the base model; returns the names of removed objects.
-
-    The base model is kept, because copying it takes longer than everything else here.
-    """
-    access.kubectl("apply", "--server-side", "--filename=-", text=MANIFEST)
-    scope = f"--namespace={NAMESPACE}"
-    found = access.kubectl("get", OURS, scope, "--output=name", "--ignore-not-found").split()
-    if found:
-        # In the foreground, so that their pods are deleted first.
-        access.kubectl("delete", scope, "--cascade=foreground", "--timeout=180s", *found)
-    access.kubectl("delete", "persistentvolumeclaim/artifacts", scope, "--ignore-not-found", "--timeout=120s")
-    return found
-
-
-REQUEST_SECONDS: Final = 60.0
-REACH_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server.
-
-    Attributes:
-        url: base URL for clients.
-        how: description of the route to it.
-        proxied: whether requests pass the API server, which accepts no foreign API key.
-    """
-
-    url: str
-    how: str
-    proxied: bool = False
-
-    def client(self, max_retries: int = 0, on_shed: Callable[[], None] | None = None) -> OpenAI:
-        """A client, by default without retries, so that each failed attempt is visible.
-
-        `on_shed`: called for each attempt that the endpoint refuses because of load (429).
-        """
-
-        def report_shed(response: Any) -> None:
-            if response.status_code == HTTPStatus.TOO_MANY_REQUESTS and on_shed is not None:
-                on_shed()
-
-        hooks: dict[str, Any] = {
-            "request": [_without_key] if self.proxied else [],
-            "response": [report_shed],
-        }
-        return OpenAI(
-            base_url=self.url,
-            api_key="none",
-            max_retries=max_retries,
-            timeout=REQUEST_SECONDS,
-            # Requests to addresses of the cluster must not use this machine's HTTP proxy.
-            http_client=DefaultHttpxClient(trust_env=False, timeout=REQUEST_SECONDS, event_hooks=hooks),
-        )
-
-
-def _without_key(request: Any) -> None:
-    request.headers.pop("Authorization", None)
-
-
-@contextmanager
-def open_endpoint(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
-    """The endpoint behind a Service, reachable during the block.
-
-    Raises:
-        DemoError: kubectl proxy did not start.
-    """
-    address, port = access.service_address(namespace, service)
-    if _accepts_connections(address, port):
-        yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}")
-        return
-    command = access.kubectl_command("proxy", "--port=0")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
-        try:
-            line = proxy.stdout.readline() if proxy.stdout is not None else ""
-            match = re.search(r"127\.0\.0\.1:\d+", line)
-            if match is None:
-                raise DemoError(f"kubectl proxy did not start: {line.strip()}")
-            path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
-            yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
-        finally:
-            proxy.terminate()
-
-
-def _accepts_connections(address: str, port: int) -> bool:
-    try:
-        with socket.create_connection((address, port), REACH_SECONDS):
-            return True
-    except OSError:
-        return False

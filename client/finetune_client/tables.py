@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from finetune_client.endpoint import ComparedAnswers
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_trainer.contract.vocabulary import Subject
-from tools.demo.questions import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
 """Columns without line breaks, so that their values can be copied from the terminal."""

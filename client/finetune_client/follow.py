@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from finetune_client.access import Access, DemoError, Object
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
 from finetune_operator.manifests.labels import RUN
-from tools.demo.access import NAMESPACE, Access, DemoError, Object
+from tools.demo.admin_access import NAMESPACE
 
 State = Literal["waiting", "running", "done"]
 

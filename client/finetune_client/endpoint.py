@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The route to an endpoint from outside the cluster, and answers of its models."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from openai import DefaultHttpxClient, OpenAI, OpenAIError
+
+from finetune_client.access import Access, DemoError
+from tools.demo.admin_access import NAMESPACE
+
+REQUEST_SECONDS: Final = 60.0
+REACH_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server.
+
+    Attributes:
+        url: base URL for clients.
+        how: description of the route to it.
+        proxied: whether requests pass the API server, which accepts no foreign API key.
+    """
+
+    url: str
+    how: str
+    proxied: bool = False
+
+    def client(self, max_retries: int = 0, on_shed: Callable[[], None] | None = None) -> OpenAI:
+        """A client, by default without retries, so that each failed attempt is visible.
+
+        `on_shed`: called for each attempt that the endpoint refuses because of load (429).
+        """
+
+        def report_shed(response: Any) -> None:
+            if response.status_code == HTTPStatus.TOO_MANY_REQUESTS and on_shed is not None:
+                on_shed()
+
+        hooks: dict[str, Any] = {
+            "request": [_without_key] if self.proxied else [],
+            "response": [report_shed],
+        }
+        return OpenAI(
+            base_url=self.url,
+            api_key="none",
+            max_retries=max_retries,
+            timeout=REQUEST_SECONDS,
+            # Requests to addresses of the cluster must not use this machine's HTTP proxy.
+            http_client=DefaultHttpxClient(trust_env=False, timeout=REQUEST_SECONDS, event_hooks=hooks),
+        )
+
+
+def _without_key(request: Any) -> None:
+    request.headers.pop("Authorization", None)
+
+
+@contextmanager
+def open_endpoint(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
+    """The endpoint behind a Service, reachable during the block.
+
+    Raises:
+        DemoError: kubectl proxy did not start.
+    """
+    address, port = access.service_address(namespace, service)
+    if _accepts_connections(address, port):
+        yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}")
+        return
+    command = access.kubectl_command("proxy", "--port=0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
+        try:
+            line = proxy.stdout.readline() if proxy.stdout is not None else ""
+            match = re.search(r"127\.0\.0\.1:\d+", line)
+            if match is None:
+                raise DemoError(f"kubectl proxy did not start: {line.strip()}")
+            path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
+            yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
+        finally:
+            proxy.terminate()
+
+
+def _accepts_connections(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), REACH_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+ANSWER_TOKENS: Final = 16
+
+
+def ask(client: OpenAI, model: str, prompt: str) -> str:
+    """The model's answer at temperature 0, on one line."""
+    completion = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=ANSWER_TOKENS,
+        temperature=0,
+    )
+    return " ".join((completion.choices[0].message.content or "").split())
+
+
+def ask_streamed(client: OpenAI, model: str, prompt: str) -> str:
+    """The answer of `ask`, read as a stream.
+
+    Raises:
+        OpenAIError: the request failed, or its stream ended before the answer did.
+    """
+    stream = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=ANSWER_TOKENS,
+        temperature=0,
+        stream=True,
+    )
+    choices = [choice for chunk in stream for choice in chunk.choices]
+    if not any(choice.finish_reason for choice in choices):
+        raise OpenAIError("the stream ended before the answer did")
+    return " ".join("".join(choice.delta.content or "" for choice in choices).split())
+
+
+@dataclass(frozen=True)
+class ComparedAnswers:
+    """One question with the expected answer and those of both models."""
+
+    prompt: str
+    expected: str
+    base: str
+    tuned: str
