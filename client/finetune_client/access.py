@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kubectl, helm and API requests with the same credentials."""
+"""kubectl and API requests with the same credentials."""
 
 import json
-import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Sequence
-from typing import Any, Final, Self, cast
+from pathlib import Path
+from typing import Any, cast
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
-from tools.cluster import TestCluster, program
 
 
 class DemoError(Exception):
@@ -34,60 +32,26 @@ class DemoError(Exception):
 Object = dict[str, Any]
 """An object of the API server as JSON."""
 
-CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")
-
 
 class Access:
-    """kubectl, helm and API requests with the same credentials.
+    """kubectl and API requests with the same credentials.
 
-    Attributes:
-        where: description of the cluster.
-        hint: command after which plain `kubectl` uses the same cluster; empty if none is needed.
+    Args:
+        kubectl: name or path of the program.
+        kubeconfig: file with clusters and credentials; None selects the user's, as kubectl does.
+        context: context in that file; empty selects its current context.
+
+    Raises:
+        ConfigException: the file or the context is missing.
     """
 
-    def __init__(
-        self, kubectl: list[str], helm: list[str], api: client.ApiClient, *, where: str, hint: str = ""
-    ) -> None:
-        self._kubectl = kubectl
-        self._helm = helm
+    def __init__(self, kubectl: str, *, kubeconfig: Path | None = None, context: str = "") -> None:
+        file = str(kubeconfig) if kubeconfig is not None else None
+        options = {"kubeconfig": file, "context": context}
+        self._kubectl = [kubectl, *(f"--{name}={value}" for name, value in options.items() if value)]
+        api = config.new_client_from_config(config_file=file, context=context or None)
         self._custom = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
-        self.where = where
-        self.hint = hint
-
-    @classmethod
-    def from_environment(cls, helm: str = "helm") -> Self:
-        """Access to the cluster that the environment selects.
-
-        Args:
-            helm: program that the local cluster's tools or a peer's have built.
-
-        Raises:
-            DemoError: kubectl, helm or the context is missing, or the local cluster does not run.
-        """
-        if not CONTEXT:
-            kubeconfig = TestCluster().kubeconfig
-            if not kubeconfig.exists():
-                raise DemoError("the local cluster does not run: start it", ["make cluster"])
-            option = f"--kubeconfig={kubeconfig}"
-            return cls(
-                [str(program("kubectl")), option],
-                [str(program(helm)), option],
-                config.new_client_from_config(config_file=str(kubeconfig)),
-                where="the local cluster",
-                hint='eval "$(.venv/bin/python -m tools.cluster env)"',
-            )
-        try:
-            api = config.new_client_from_config(context=CONTEXT)
-        except config.ConfigException as error:
-            raise DemoError(f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]) from error
-        return cls(
-            [_installed("kubectl"), f"--context={CONTEXT}"],
-            [_installed(helm), f"--kube-context={CONTEXT}"],
-            api,
-            where=f"the cluster of context {CONTEXT}",
-            hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",
-        )
 
     def kubectl_command(self, *arguments: str) -> list[str]:
         """Command line of one kubectl call."""
@@ -99,15 +63,7 @@ class Access:
         Raises:
             DemoError: it failed; the message contains kubectl's message.
         """
-        return _run(self.kubectl_command(*arguments), "kubectl", arguments, text)
-
-    def helm(self, *arguments: str, text: str | None = None) -> str:
-        """Run helm with `text` as its input, and return its output.
-
-        Raises:
-            DemoError: it failed; the message contains Helm's message.
-        """
-        return _run([*self._helm, *arguments], "helm", arguments, text)
+        return run_program("kubectl", self._kubectl, arguments, text)
 
     def objects(self, kind: str, namespace: str) -> list[Object]:
         """All objects of one of our kinds in a namespace."""
@@ -147,15 +103,13 @@ def _items(response: Any) -> list[Object]:
     return cast("list[Object]", json.loads(response.data)["items"])
 
 
-def _installed(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise DemoError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")
-    return path
+def run_program(name: str, command: Sequence[str], arguments: Sequence[str], text: str | None) -> str:
+    """Run `command` and `arguments` with `text` as its input, and return its output.
 
-
-def _run(command: list[str], name: str, arguments: tuple[str, ...], text: str | None) -> str:
-    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    Raises:
+        DemoError: it failed; the message contains `name`, `arguments` and the program's message.
+    """
+    result = subprocess.run([*command, *arguments], input=text, capture_output=True, text=True, check=False)
     if result.returncode:
         line = shlex.join([name, *arguments])
         raise DemoError(f"{line} failed: {result.stderr.strip() or result.stdout.strip()}")

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.sessions import LaneSession
@@ -22,6 +22,7 @@ from tests.e2e.team import Team, new_namespace
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.cluster.node import GPU_RESOURCE
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 from tools.images.tags import References
 
@@ -71,13 +72,13 @@ def session(request: pytest.FixtureRequest, cluster: TestCluster) -> Iterator[La
 
 
 @pytest.fixture(scope="session")
-def access(cluster: TestCluster) -> Access:
+def access(cluster: TestCluster) -> AdminAccess:
     """Access to the cluster with all rights."""
-    return Access.from_environment()
+    return AdminAccess.from_environment()
 
 
 @pytest.fixture(scope="session")
-def refs(access: Access, session: LaneSession) -> References:
+def refs(access: AdminAccess, session: LaneSession) -> References:
     """The images of the present sources; the operator is installed from them."""
     refs = images()
     install(access, refs)
@@ -85,7 +86,7 @@ def refs(access: Access, session: LaneSession) -> References:
 
 
 @pytest.fixture(scope="session")
-def profiles(refs: References, access: Access) -> Iterator[None]:
+def profiles(refs: References, access: AdminAccess) -> Iterator[None]:
     """The platform team's ComputeProfiles."""
     created = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, GPU_RESOURCE)]
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": created})
@@ -95,7 +96,7 @@ def profiles(refs: References, access: Access) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def team(access: Access, profiles: None) -> Iterator[Team]:
+def team(access: AdminAccess, profiles: None) -> Iterator[Team]:
     """A namespace that accepts only restricted pods, with the team's claims."""
     with new_namespace(access, "team", "restricted") as team:
         team.apply(manifests.claim("artifacts"), manifests.claim("models"))
@@ -109,7 +110,7 @@ def keeper(team: Team, refs: References) -> Keeper:
 
 
 @pytest.fixture(scope="session")
-def node(access: Access, refs: References) -> Iterator[Team]:
+def node(access: AdminAccess, refs: References) -> Iterator[Team]:
     """A namespace with a pod that may kill processes of the node."""
     with new_namespace(access, "node", "privileged") as team:
         team.apply(pods.killer(refs.operator))

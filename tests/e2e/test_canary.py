@@ -11,11 +11,12 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import CONTEXT, DemoError, Object
+from finetune_client.access import DemoError, Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of
 from tools.cluster import TestCluster
+from tools.demo.admin_access import CONTEXT
 from tools.demo.install import RELEASE, SYSTEM
 
 WORD: Final = "quokkaberry"

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from finetune_client.endpoint import ask
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
@@ -39,6 +39,7 @@ from tests.waiting import eventually
 from tools.bench.operator.control_planes import client, create
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import (
     CHART,
     CRD,
@@ -90,7 +91,7 @@ class Scene:
     """
 
     cluster: TestCluster
-    access: Access
+    access: AdminAccess
     refs: References
     ours: Team
     theirs: Team
@@ -155,7 +156,7 @@ def own(cluster: TestCluster) -> TestCluster:
 
 
 @pytest.fixture(scope="module")
-def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
+def refs(own: TestCluster, access: AdminAccess, tmp_path_factory: pytest.TempPathFactory) -> References:
     """The images of the present sources. The base release is installed, and then older definitions."""
     crd = access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name")
     assert not crd, "the cluster has had another release"
@@ -179,7 +180,7 @@ def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
+def teams(access: AdminAccess, refs: References) -> Iterator[tuple[Team, Team]]:
     """Two namespaces, each with claims, a base model and a prepared Dataset."""
     with (
         new_namespace(access, "ours", "restricted") as ours,
@@ -201,7 +202,9 @@ def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
 
 
 @pytest.fixture(scope="module")
-def scene(own: TestCluster, access: Access, refs: References, teams: tuple[Team, Team]) -> Iterator[Scene]:
+def scene(
+    own: TestCluster, access: AdminAccess, refs: References, teams: tuple[Team, Team]
+) -> Iterator[Scene]:
     """The scene in operation: the endpoint gets requests, and the run has saved its first state."""
     ours, theirs = teams
     ours.apply(

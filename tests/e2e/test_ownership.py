@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uninstall and reinstall the operator: objects stay, endpoints serve, and new work waits."""
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team
 from tests.waiting import eventually
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import RELEASE, SYSTEM, install
 from tools.images.tags import References
 
 
 def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_where_it_stopped(
-    team: Team, access: Access, refs: References, keeper: Keeper, support: Object
+    team: Team, access: AdminAccess, refs: References, keeper: Keeper, support: Object
 ) -> None:
     team.apply(
         manifests.configmap("passing", manifests.jsonl("passing")),

@@ -9,10 +9,10 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import CONTEXT
 from tests import rights
 from tests.e2e.sessions import LaneSession, left_in, usage_of_all
 from tests.rights import CLUSTER, NAMESPACES, OWN, RARELY_USED, SHADOWED, UNOBSERVABLE, RightsUsage
+from tools.demo.admin_access import CONTEXT
 from tools.demo.install import RELEASE, SYSTEM
 
 HERE: Final = Path(__file__).parent

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from openai import DefaultHttpxClient, OpenAI
 
-from finetune_client.access import Access
 from finetune_client.endpoint import REQUEST_SECONDS, ask, ask_streamed
 from finetune_trainer.contract.environment import SERVE_PORT
 from tests.e2e import manifests, pods
@@ -20,6 +19,7 @@ from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.team import Team, new_namespace, uid_of
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.layout import ISOLATED
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 from tools.demo.questions import SteadyLoad
 from tools.peers import traefik
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of traefik, on a cluster with a node, the Gateway API and the operator."""
     with TestCluster() as cluster:
-        access = Access.from_environment()
+        access = AdminAccess.from_environment()
         access.kubectl("create", "namespace", "infra")
         cluster.kubectl.define(gateway_api.definitions())
         cluster.kubectl.define(yaml.safe_dump(traefik.CLASS))
@@ -51,7 +51,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def team(port: int) -> Iterator[Team]:
-    access = Access.from_environment()
+    access = AdminAccess.from_environment()
     profile = json.dumps(manifests.profile(manifests.CPU))
     access.kubectl("apply", "--server-side", "--filename=-", text=profile)
     with new_namespace(access, "gateway", "restricted") as team:

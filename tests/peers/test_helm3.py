@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
@@ -24,6 +24,7 @@ from tools.cluster import TestCluster
 from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
 from tools.cluster.toolchain import HELM3, KUBERNETES, program
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import CHART, DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
 from tools.images.tags import References
 
@@ -41,7 +42,7 @@ ASSIGNED: Final = 1000680000
 class HelmScene:
     """A team's endpoint and training run, which must not notice what Helm does."""
 
-    access: Access
+    access: AdminAccess
     refs: References
     team: Team
     endpoint: Object
@@ -68,13 +69,13 @@ class HelmScene:
 
 
 @pytest.fixture(scope="module")
-def access() -> Iterator[Access]:
+def access() -> Iterator[AdminAccess]:
     with TestCluster():
-        yield Access.from_environment("helm3")
+        yield AdminAccess.from_environment("helm3")
 
 
 @pytest.fixture(scope="module")
-def scene(access: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelmScene]:
+def scene(access: AdminAccess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelmScene]:
     """The base release, whose endpoint serves and whose run trains."""
     refs = images()
     base = BaseRelease(tmp_path_factory.mktemp("base"))
@@ -103,7 +104,7 @@ def scene(access: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield HelmScene(access, refs, team, endpoint, run)
 
 
-def test_helm_3_it_is(access: Access) -> None:
+def test_helm_3_it_is(access: AdminAccess) -> None:
     assert access.helm("version", "--template={{.Version}}") == HELM3.version
 
 

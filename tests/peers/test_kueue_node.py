@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from tests.e2e import manifests, pods
 from tests.e2e.pacing import RESUMED, SAVED
 from tests.e2e.team import (
@@ -30,6 +30,7 @@ from tests.waiting import eventually
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.cluster.node import GPU_RESOURCE
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 
 pytestmark = pytest.mark.skipif(
@@ -76,10 +77,10 @@ def local_queue() -> Object:
 
 
 @pytest.fixture(scope="module")
-def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminAccess]:
     with TestCluster() as cluster, running_kueue(cluster, tmp_path_factory.mktemp("kueue"), {}):
         define_queues(cluster, queues())
-        access = Access.from_environment()
+        access = AdminAccess.from_environment()
         install(access, images(), kueue={"enabled": True})
         queued = manifests.profile(QUEUED, GPU_RESOURCE)
         queued["spec"] |= {
@@ -91,7 +92,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
 
 
 @pytest.fixture(scope="module")
-def others(access: Access) -> Iterator[Team]:
+def others(access: AdminAccess) -> Iterator[Team]:
     """Another team with the same ClusterQueue."""
     with new_namespace(access, "others", "restricted") as team:
         team.apply(local_queue())
@@ -99,7 +100,7 @@ def others(access: Access) -> Iterator[Team]:
 
 
 @pytest.fixture(scope="module")
-def team(access: Access) -> Iterator[Team]:
+def team(access: AdminAccess) -> Iterator[Team]:
     with new_namespace(access, "queued", "restricted") as team:
         team.apply(manifests.claim("artifacts"), manifests.claim("models"), local_queue())
         pods.keep_model(team, images().operator)

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.e2e import manifests, pods
@@ -44,6 +44,7 @@ from tests.peers.unreachable import UNREACHABLE
 from tests.waiting import eventually
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 from tools.demo.questions import SteadyLoad
 from tools.images.node_images import Node
@@ -70,9 +71,9 @@ QUESTIONS: Final = manifests.PROMPTS[::5]
 
 
 @pytest.fixture(scope="module")
-def access() -> Iterator[Access]:
+def access() -> Iterator[AdminAccess]:
     with TestCluster():
-        access = Access.from_environment()
+        access = AdminAccess.from_environment()
         engine = vllmimage.load(Node())
         refs = images()
         install(access, refs)
@@ -98,7 +99,7 @@ def access() -> Iterator[Access]:
 
 
 @pytest.fixture(scope="module")
-def team(access: Access) -> Iterator[Team]:
+def team(access: AdminAccess) -> Iterator[Team]:
     with new_namespace(access, "vllm", "restricted") as team:
         secret = {
             "apiVersion": "v1",

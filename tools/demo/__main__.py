@@ -9,8 +9,9 @@ from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
 from finetune_client import tables
-from finetune_client.access import Access, DemoError
+from finetune_client.access import DemoError
 from tools.cluster.commands import ClusterError
+from tools.demo.admin_access import AdminAccess
 from tools.demo.story import Story
 from tools.images.buildah import ImageError
 
@@ -18,7 +19,7 @@ from tools.images.buildah import ImageError
 def main() -> int:
     console = tables.console()
     try:
-        Story(Access.from_environment(), console).run()
+        Story(AdminAccess.from_environment(), console).run()
     except KeyboardInterrupt:
         console.print("\nInterrupted. The objects in the cluster keep running; the next demo removes them.")
         return 130

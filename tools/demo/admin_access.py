@@ -1,9 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's namespace."""
+"""An administrator's access to the local cluster or to that of KUBE_CONTEXT, and the demo's namespace."""
 
-from typing import Final
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Final, Self
 
-from finetune_client.access import Access
+from kubernetes.config import ConfigException
+
+from finetune_client.access import Access, DemoError, run_program
+from tools.cluster import TestCluster, program
+
+CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")
+
+
+class AdminAccess(Access):
+    """kubectl, helm and API requests with the same credentials.
+
+    Attributes:
+        where: description of the cluster.
+        hint: command after which plain `kubectl` uses the same cluster; empty if none is needed.
+    """
+
+    def __init__(
+        self,
+        kubectl: str,
+        helm: str,
+        *,
+        kubeconfig: Path | None = None,
+        context: str = "",
+        where: str,
+        hint: str = "",
+    ) -> None:
+        super().__init__(kubectl, kubeconfig=kubeconfig, context=context)
+        options = {"kubeconfig": kubeconfig, "kube-context": context}
+        self._helm = [helm, *(f"--{name}={value}" for name, value in options.items() if value)]
+        self.where = where
+        self.hint = hint
+
+    @classmethod
+    def from_environment(cls, helm: str = "helm") -> Self:
+        """Access to the cluster that the environment selects.
+
+        Args:
+            helm: program that the local cluster's tools or a peer's have built.
+
+        Raises:
+            DemoError: kubectl, helm or the context is missing, or the local cluster does not run.
+        """
+        if not CONTEXT:
+            kubeconfig = TestCluster().kubeconfig
+            if not kubeconfig.exists():
+                raise DemoError("the local cluster does not run: start it", ["make cluster"])
+            return cls(
+                str(program("kubectl")),
+                str(program(helm)),
+                kubeconfig=kubeconfig,
+                where="the local cluster",
+                hint='eval "$(.venv/bin/python -m tools.cluster env)"',
+            )
+        try:
+            access = cls(
+                "kubectl",
+                helm,
+                context=CONTEXT,
+                where=f"the cluster of context {CONTEXT}",
+                hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",
+            )
+        except ConfigException as error:
+            raise DemoError(f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]) from error
+        for name in ("kubectl", helm):
+            if shutil.which(name) is None:
+                raise DemoError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")
+        return access
+
+    def helm(self, *arguments: str, text: str | None = None) -> str:
+        """Run helm with `text` as its input, and return its output.
+
+        Raises:
+            DemoError: it failed; the message contains Helm's message.
+        """
+        return run_program("helm", self._helm, arguments, text)
+
 
 NAMESPACE: Final = "finetune-demo"
 

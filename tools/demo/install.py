@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from finetune_client.access import Access, DemoError, Object
 from finetune_operator.api.meta import GROUP
 from tools.bootstrap.uv import ROOT
-from tools.demo.admin_access import NAMESPACE
+from tools.demo.admin_access import NAMESPACE, AdminAccess
 from tools.images.build import build
 from tools.images.tags import References, Variant
 
@@ -68,7 +68,7 @@ def values(refs: References, **others: object) -> str:
     )
 
 
-def install(access: Access, refs: References, **others: object) -> None:
+def install(access: AdminAccess, refs: References, **others: object) -> None:
     """Install or upgrade the definitions and the operator, and wait until it is ready.
 
     `others`: values in addition to those of the demo.
@@ -80,7 +80,7 @@ def install(access: Access, refs: References, **others: object) -> None:
     install_operator(access, refs, CHART, **others)
 
 
-def install_definitions(access: Access) -> None:
+def install_definitions(access: AdminAccess) -> None:
     """Install or upgrade the definitions. Those that kubectl made join the release.
 
     Raises:
@@ -94,7 +94,7 @@ def install_definitions(access: Access) -> None:
     )  # fmt: skip
 
 
-def install_operator(access: Access, refs: References, chart: Path = CHART, **others: object) -> None:
+def install_operator(access: AdminAccess, refs: References, chart: Path = CHART, **others: object) -> None:
     """Install or upgrade the operator and wait until it is ready.
 
     `others`: values in addition to those of the demo.

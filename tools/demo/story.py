@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune_client import tables
-from finetune_client.access import Access, DemoError
+from finetune_client.access import DemoError
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.follow import DemoStatus, Follower, duration
 from finetune_operator.api.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
-from tools.demo.admin_access import NAMESPACE, prepare_namespace
+from tools.demo.admin_access import NAMESPACE, AdminAccess, prepare_namespace
 from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, copy_model, images, install
 from tools.demo.questions import OVERLOAD, SteadyLoad, calibrated_rate, compare, held_out
 
@@ -52,7 +52,7 @@ LIMITATIONS: Final = (
 class Story:
     """Runs the steps, and prints the duration of each."""
 
-    def __init__(self, access: Access, console: Console) -> None:
+    def __init__(self, access: AdminAccess, console: Console) -> None:
         self._access = access
         self._console = console
         self._number = 0

@@ -9,8 +9,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Object
 from tools.cluster import TestCluster
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 from tools.peers.serving.bench_namespace import BenchNamespace, serving
 
@@ -33,7 +34,7 @@ PROFILE: Final = {
 def main(rounds: int) -> None:
     """Print the seconds of each rollout by strategy as JSON on the last line."""
     with TestCluster():
-        access = Access.from_environment()
+        access = AdminAccess.from_environment()
         install(access, images())
         namespace = BenchNamespace(access)
         namespace.serve(PROFILE, {"serving": serving()})

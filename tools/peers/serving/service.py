@@ -21,6 +21,7 @@ from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
 from tools.cluster import TestCluster, gateway_api
 from tools.cluster.commands import until
+from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install
 from tools.images.node_images import Node
 from tools.peers import traefik, vllm, vllmimage
@@ -39,7 +40,7 @@ def main(pairs: int) -> None:
     """Print the pairs as JSON on the last line, by what they compare with the pod's own address."""
     with TestCluster() as cluster, TemporaryDirectory() as scratch:
         cluster.kubectl.define(gateway_api.definitions())
-        access = Access.from_environment()
+        access = AdminAccess.from_environment()
         engine = vllmimage.load(Node())
         install(access, images(), gatewayAPI={"enabled": True})
         namespace = BenchNamespace(access)
