@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a run from its objects, and how it is shown until it ends or does not advance."""
+
+import io
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from finetune_client.follow import DemoStatus, LineView, render
+from tests.unit.client.followedruns import NOW, condition, endpoint, event, job, snapshot
+
+
+def states(shown: DemoStatus) -> list[str]:
+    return [f"{stage.name} {stage.state}" for stage in shown.stages]
+
+
+def test_a_new_run_is_preparing_and_waits_with_all_else() -> None:
+    assert states(snapshot(job())) == [
+        "prepare running",
+        "preflight waiting",
+        "train waiting",
+        "evaluate waiting",
+        "promote waiting",
+        "serve waiting",
+    ]
+
+
+def test_the_running_stage_shows_step_loss_and_time_left() -> None:
+    progress = {"stage": "train", "step": 30, "totalSteps": 96, "loss": 0.4123, "etaSeconds": 75}
+    done = (condition("DatasetReady"), condition("Preflighted"))
+    shown = snapshot(job(*done, progress=progress, stages=[{"name": "preflight", "seconds": 12.0}]))
+    train = next(stage for stage in shown.stages if stage.state == "running")
+    assert (train.name, train.detail) == ("train", "step 30/96  loss 0.412  ETA 1:15")
+    assert [stage.seconds for stage in shown.stages][:2] == [None, 12.0]
+
+
+EVALUATED = {"checkpoint": "routing-abc", "verdict": "Passed", "scores": [], "gates": []}
+ENDED = tuple(condition(type_) for type_ in ("DatasetReady", "Preflighted", "Trained", "Evaluated", "Ready"))
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        (endpoint("", condition("Reconciling", "WaitingForCheckpoint")), False),
+        (endpoint("routing-of-before", condition("Ready", "Serving")), False),
+        (endpoint("routing-abc", condition("Reconciling", "RollingOut")), False),
+        (endpoint("routing-abc", condition("Ready", "Serving")), True),
+    ],
+    ids=["nothing", "the one before", "not ready", "its own"],
+)
+def test_a_run_is_served_when_the_endpoint_is_ready_with_its_own_checkpoint(
+    served: dict[str, Any], expected: bool
+) -> None:
+    shown = snapshot(job(*ENDED, evaluation=EVALUATED), served)
+    assert shown.serves_own is expected
+    assert states(shown)[-2:] == ["promote done", "serve done" if expected else "serve running"]
+
+
+def test_events_of_other_objects_and_of_an_earlier_demo_are_left_out() -> None:
+    shown = snapshot(
+        job(),
+        None,
+        event("StageStarted", "mine"),
+        event("StageStarted", "of before", NOW - timedelta(minutes=5)),
+        event("Scheduled", "of a pod", api="v1"),
+    )
+    assert [event.message for event in shown.events] == ["mine"]
+
+
+def test_the_picture_names_the_run_what_it_does_and_the_newest_event() -> None:
+    working = condition("Reconciling", "Training", "step 3 of [96]")
+    out = io.StringIO()
+    shown = snapshot(job(working), None, event("StageStarted", "train started"))
+    Console(file=out, width=100).print(render(shown, "load: 3 requests sent"))
+    for text in (
+        "FineTuneJob routing",
+        "1:30",
+        "Training: step 3 of [96]",
+        "train started",
+        "load: 3 requests",
+    ):
+        assert text in out.getvalue()
+
+
+def test_without_a_terminal_each_change_is_one_line_said_once() -> None:
+    out = io.StringIO()
+    view = LineView(Console(file=out, width=100), lambda: "")
+    started = event("StageStarted", "train started")
+    for _ in range(3):
+        view.show(snapshot(job(condition("DatasetReady")), None, started))
+    assert [line.strip() for line in out.getvalue().splitlines()] == [
+        "FineTuneJob routing · StageStarted · train started",
+        "✔ prepare",
+        "▶ preflight",
+    ]
