@@ -13,7 +13,6 @@ from typing import Any, Final
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
 from finetune_client.access import Access, DemoError
-from tools.demo.admin_access import NAMESPACE
 
 REQUEST_SECONDS: Final = 60.0
 REACH_SECONDS: Final = 2.0
@@ -62,7 +61,7 @@ def _without_key(request: Any) -> None:
 
 
 @contextmanager
-def open_endpoint(access: Access, service: str, namespace: str = NAMESPACE) -> Iterator[Endpoint]:
+def open_endpoint(access: Access, service: str, namespace: str) -> Iterator[Endpoint]:
     """The endpoint behind a Service, reachable during the block.
 
     Raises:

@@ -18,8 +18,6 @@ from finetune_client.access import Access, DemoError, Object
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
-from finetune_operator.manifests.labels import RUN
-from tools.demo.admin_access import NAMESPACE
 
 State = Literal["waiting", "running", "done"]
 
@@ -310,15 +308,26 @@ def _event(event: DemoEvent) -> str:
 POLL_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 900.0
 """A run and its endpoint without any change for so long count as stuck."""
-LOG_LINES: Final = 5
-"""Number of log lines per container of a failed run."""
+
+
+class StalledError(DemoError):
+    """A run or its endpoint does not advance.
+
+    Attributes:
+        status: the last state.
+    """
+
+    def __init__(self, message: str, commands: Sequence[str], status: DemoStatus) -> None:
+        super().__init__(message, commands)
+        self.status = status
 
 
 class Follower:
     """Follows one run and the endpoint of its model line."""
 
-    def __init__(self, access: Access, console: Console, job: str, endpoint: str) -> None:
+    def __init__(self, access: Access, console: Console, namespace: str, job: str, endpoint: str) -> None:
         self._access = access
+        self._namespace = namespace
         self._job = job
         self._endpoint = endpoint
         self._extra: Callable[[], str] = lambda: ""
@@ -333,11 +342,11 @@ class Follower:
         Raises:
             DemoError: the run was deleted.
         """
-        job = self._access.object("FineTuneJob", NAMESPACE, self._job)
+        job = self._access.object("FineTuneJob", self._namespace, self._job)
         if job is None:
             raise DemoError(f"FineTuneJob {self._job} was deleted")
-        endpoint = self._access.object("InferenceDeployment", NAMESPACE, self._endpoint)
-        return DemoStatus.of(job, endpoint, self._access.events(NAMESPACE), now())
+        endpoint = self._access.object("InferenceDeployment", self._namespace, self._endpoint)
+        return DemoStatus.of(job, endpoint, self._access.events(self._namespace), now())
 
     def until(self, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: "") -> DemoStatus:
         """Show the run until `done` is true, and return that state.
@@ -347,7 +356,8 @@ class Follower:
             extra: an additional line to show.
 
         Raises:
-            DemoError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
+            StalledError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
+            DemoError: the run was deleted.
         """
         changed_at, before = time.monotonic(), ""
         self._extra = extra
@@ -377,21 +387,11 @@ class Follower:
                     status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
                 )
 
-    def _failure(self, status: DemoStatus, message: str) -> DemoError:
-        uids = [status.job.uid] + ([status.endpoint.uid] if status.endpoint else [])
-        selector = f"{RUN} in ({','.join(uids)})"
-        logs = self._access.kubectl(
-            "logs", f"--namespace={NAMESPACE}", f"--selector={selector}", f"--tail={LOG_LINES}",
-            "--all-containers", "--prefix", "--ignore-errors",
-        )  # fmt: skip
-        return DemoError(
-            message,
-            [
-                f"kubectl -n {NAMESPACE} describe finetunejob {self._job}",
-                f"kubectl -n {NAMESPACE} describe inferencedeployment {self._endpoint}",
-                f"kubectl -n {NAMESPACE} get pods",
-                f"kubectl -n {NAMESPACE} logs --selector='{selector}' --all-containers --prefix",
-                "kubectl -n finetune-system logs deployment/finetune-operator",
-            ],
-            logs.splitlines(),
+    def _failure(self, status: DemoStatus, message: str) -> StalledError:
+        kubectl = f"kubectl -n {self._namespace}"
+        commands = (
+            f"{kubectl} describe finetunejob {self._job}",
+            f"{kubectl} describe inferencedeployment {self._endpoint}",
+            f"{kubectl} get pods",
         )
+        return StalledError(message, commands, status)

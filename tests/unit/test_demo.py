@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's questions, and its counts of requests."""
 
+import io
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from typing_extensions import override
 
-from finetune_client.access import DemoError
+from finetune_client.access import DemoError, Object
 from finetune_client.endpoint import Endpoint, ask, ask_streamed
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
-from tests.unit.client.followedruns import endpoint, job, snapshot
+from tests.unit.client.followedruns import condition, endpoint, job, snapshot
 from tests.unit.client.openaiserver import OpenAIServer, serving
 from tests.waiting import eventually
+from tools.demo.admin_access import AdminAccess
 from tools.demo.questions import SteadyLoad, calibrated_rate, compare, held_out
-from tools.demo.story import MAX_IN_FLIGHT, RolloutLoad
+from tools.demo.story import MAX_IN_FLIGHT, RolloutLoad, Story
 
 ROWS = Path(__file__).parents[2] / "examples" / "ticket-routing" / "data" / "tickets.jsonl"
 
@@ -130,3 +134,47 @@ def test_every_request_of_the_load_is_counted_once_as_answered_or_failed(served:
     assert load.failed == load.sent // 2
     assert sum(load.failures.values()) == load.failed
     assert [sum(each.failure == "" for each in load.ended), len(load.ended)] == [load.answered, load.sent]
+
+
+class Cluster(AdminAccess):
+    """Has a stalled run and an endpoint, and pods with one line of logs."""
+
+    def __init__(self) -> None:
+        stalled = condition("Stalled", "OutOfMemory", "needs 2 GiB more")
+        self.found = {"FineTuneJob": job(stalled), "InferenceDeployment": endpoint("")}
+        self.called: list[tuple[str, ...]] = []
+
+    @override
+    def object(self, kind: str, namespace: str, name: str) -> Object | None:
+        return self.found[kind]
+
+    @override
+    def events(self, namespace: str) -> list[Object]:
+        return []
+
+    @override
+    def kubectl(self, *arguments: str, text: str | None = None) -> str:
+        self.called.append(arguments)
+        return "[pod/train] Killed\n"
+
+
+def test_the_failure_of_a_run_has_the_logs_of_its_pods_and_the_commands_for_more() -> None:
+    cluster = Cluster()
+    story = Story(cluster, Console(file=io.StringIO()))
+    with pytest.raises(DemoError) as error:
+        story._follow(story._follower("ticket-routing"), lambda _: False)
+    assert str(error.value) == "FineTuneJob ticket-routing: OutOfMemory: needs 2 GiB more"
+    assert error.value.details == ("[pod/train] Killed",)
+    assert error.value.commands == (
+        "kubectl -n finetune-demo describe finetunejob ticket-routing",
+        "kubectl -n finetune-demo describe inferencedeployment ticket-routing",
+        "kubectl -n finetune-demo get pods",
+        "kubectl -n finetune-demo logs --selector='finetune.dev/run in (u,e)' --all-containers --prefix",
+        "kubectl -n finetune-system logs deployment/finetune-operator",
+    )
+    assert cluster.called == [
+        (
+            "logs", "--namespace=finetune-demo", "--selector=finetune.dev/run in (u,e)", "--tail=5",
+            "--all-containers", "--prefix", "--ignore-errors",
+        )
+    ]  # fmt: skip

@@ -3,7 +3,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,15 +17,15 @@ from rich.table import Table
 from finetune_client import tables
 from finetune_client.access import DemoError
 from finetune_client.endpoint import Endpoint, open_endpoint
-from finetune_client.follow import DemoStatus, Follower, duration
+from finetune_client.follow import DemoStatus, Follower, StalledError, duration
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.dataset_version import DatasetVersion
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.manifests.labels import REVISION, RUN
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
 from tools.demo.admin_access import NAMESPACE, AdminAccess, prepare_namespace
-from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, copy_model, images, install
+from tools.demo.install import PROFILE, RELEASE, SYSTEM, TWO_THREADS, copy_model, images, install
 from tools.demo.questions import OVERLOAD, SteadyLoad, calibrated_rate, compare, held_out
 
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
@@ -34,6 +34,8 @@ NAME: Final = "ticket-routing"
 """Name of the first run, its model line, its endpoint and the served model."""
 
 TERMINATING_SECONDS: Final = 180.0
+LOG_LINES: Final = 5
+"""Number of log lines per container of a failed run."""
 BEFORE: Final = "before the rollout"
 DURING: Final = "during the rollout"
 AFTER: Final = "after the rollout, while old pods ended"
@@ -77,8 +79,8 @@ class Story:
             self._print("Gemma 3 270M " + ("copied" if copied else "is already on the claim"))
         with self._step(f"kubectl apply -k {EXAMPLE.relative_to(ROOT)}"):
             self._apply(EXAMPLE)
-            first = Follower(self._access, self._console, NAME, NAME).until(_is_served)
-        with open_endpoint(self._access, NAME) as endpoint:
+            first = self._follow(self._follower(NAME), _is_served)
+        with open_endpoint(self._access, NAME, NAMESPACE) as endpoint:
             self._show_first(first, endpoint)
             self._roll_out_second(first, endpoint)
         self._print_next_steps()
@@ -94,7 +96,7 @@ class Story:
     def _roll_out_second(self, first: DemoStatus, endpoint: Endpoint) -> None:
         before = first.endpoint.status.revision if first.endpoint is not None else ""
         rows = [row.input[0].content for row in held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))]
-        follower = Follower(self._access, self._console, f"{NAME}-v2", NAME)
+        follower = self._follower(f"{NAME}-v2")
         with self._step(f"kubectl apply -k {SECOND_RUN.relative_to(ROOT)}: a second run with more rows"):
             with endpoint.client(DEFAULT_MAX_RETRIES) as client:
                 rate = calibrated_rate(client, NAME, rows)
@@ -103,10 +105,10 @@ class Story:
                 f"The demo sends {rate:.1f} requests per second, at most half of what the idle endpoint"
                 " answered, from the end of training to that of the last old pod"
             )
-            follower.until(lambda status: status.condition("Trained") is not None)
+            self._follow(follower, lambda status: status.condition("Trained") is not None)
             load = RolloutLoad(endpoint, NAME, rows, rate)
             with load:
-                second = follower.until(load.sees_served, load.line)
+                second = self._follow(follower, load.sees_served, load.line)
                 load.enter(AFTER)
                 self._wait_until_deleted(before, load)
             if second.job.status.evaluation is not None:
@@ -126,6 +128,32 @@ class Story:
                 )
             self._show_answers(endpoint)
         load.raise_failures()
+
+    def _follower(self, job: str) -> Follower:
+        return Follower(self._access, self._console, NAMESPACE, job, NAME)
+
+    def _follow(
+        self, follower: Follower, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: ""
+    ) -> DemoStatus:
+        """Show the run until `done` is true; `extra` is an additional line to show.
+
+        Raises:
+            DemoError: the run or the endpoint does not advance; the details are the end of its pods' logs.
+        """
+        try:
+            return follower.until(done, extra)
+        except StalledError as error:
+            run, endpoint = error.status.job, error.status.endpoint
+            selector = f"{RUN} in ({','.join([run.uid, *([endpoint.uid] if endpoint else [])])})"
+            logs = self._access.kubectl(
+                "logs", f"--namespace={NAMESPACE}", f"--selector={selector}", f"--tail={LOG_LINES}",
+                "--all-containers", "--prefix", "--ignore-errors",
+            )  # fmt: skip
+            commands = (
+                f"kubectl -n {NAMESPACE} logs --selector='{selector}' --all-containers --prefix",
+                f"kubectl -n {SYSTEM} logs deployment/{RELEASE}",
+            )
+            raise DemoError(str(error), [*error.commands, *commands], logs.splitlines()) from error
 
     def _wait_until_deleted(self, revision: str, load: SteadyLoad) -> None:
         """Wait until the pods of the old revision no longer exist."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typing_extensions import override
 
-from finetune_client.follow import DemoStatus, LineView, render
+from finetune_client.access import Access, DemoError, Object
+from finetune_client.follow import DemoStatus, Follower, LineView, StalledError, render
 from tests.unit.client.followedruns import NOW, condition, endpoint, event, job, snapshot
 
 
@@ -95,3 +97,63 @@ def test_without_a_terminal_each_change_is_one_line_said_once() -> None:
         "✔ prepare",
         "▶ preflight",
     ]
+
+
+class Cluster(Access):
+    """Has the given run and endpoint, and no events. A namespace that it does not know is empty."""
+
+    def __init__(self, job: Object | None, endpoint: Object | None = None) -> None:
+        self.found = {"FineTuneJob": job, "InferenceDeployment": endpoint}
+
+    @override
+    def object(self, kind: str, namespace: str, name: str) -> Object | None:
+        assert name == "routing"
+        return self.found[kind] if namespace == "team" else None
+
+    @override
+    def events(self, namespace: str) -> list[Object]:
+        return []
+
+
+def follow(cluster: Cluster, namespace: str = "team") -> Follower:
+    return Follower(cluster, Console(file=io.StringIO()), namespace, "routing", "routing")
+
+
+STALLED = condition("Stalled", "OutOfMemory", "needs 2 GiB more")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        (Cluster(job(STALLED)), "FineTuneJob routing: OutOfMemory: needs 2 GiB more"),
+        (
+            Cluster(job(), endpoint("", STALLED)),
+            "InferenceDeployment routing: OutOfMemory: needs 2 GiB more",
+        ),
+    ],
+    ids=["run", "endpoint"],
+)
+def test_a_stalled_run_or_endpoint_ends_the_wait_and_names_commands_for_details(
+    cluster: Cluster, message: str
+) -> None:
+    with pytest.raises(StalledError) as error:
+        follow(cluster).until(lambda _: False)
+    assert str(error.value) == message
+    assert error.value.commands == (
+        "kubectl -n team describe finetunejob routing",
+        "kubectl -n team describe inferencedeployment routing",
+        "kubectl -n team get pods",
+    )
+    assert error.value.status.job.uid == "u"
+
+
+def test_a_run_without_any_change_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_client.follow.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("finetune_client.follow.POLL_SECONDS", 0.0)
+    with pytest.raises(StalledError, match="no change for 0 min: not reconciled yet"):
+        follow(Cluster(job())).until(lambda _: False)
+
+
+def test_a_deleted_run_ends_the_wait() -> None:
+    with pytest.raises(DemoError, match="FineTuneJob routing was deleted"):
+        follow(Cluster(job()), "elsewhere").until(lambda _: False)
