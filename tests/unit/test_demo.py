@@ -108,7 +108,7 @@ def test_requests_that_time_out_are_counted_as_such(served: Endpoint) -> None:
 
 def test_the_demo_waits_for_answers_instead_of_sending_more(served: Endpoint) -> None:
     with RolloutLoad(served, "slow", ["a"], 1000) as load:
-        eventually("requests were sent", lambda: load.sent == MAX_IN_FLIGHT)
+        eventually("the requests arrived", lambda: OpenAIServer.open == MAX_IN_FLIGHT)
         OpenAIServer.answers.release()
         eventually("the next request was sent", lambda: load.sent == MAX_IN_FLIGHT + 1)
         load._stop.set()
