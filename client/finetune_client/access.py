@@ -15,8 +15,8 @@ from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
 
 
-class DemoError(Exception):
-    """A step failed.
+class OperationError(Exception):
+    """An operation on a cluster or an endpoint failed.
 
     Attributes:
         commands: commands for details or a remedy.
@@ -61,7 +61,7 @@ class Access:
         """Run kubectl with `text` as its input, and return its output.
 
         Raises:
-            DemoError: it failed; the message contains kubectl's message.
+            OperationError: it failed; the message contains kubectl's message.
         """
         return run_program("kubectl", self._kubectl, arguments, text)
 
@@ -107,10 +107,10 @@ def run_program(name: str, command: Sequence[str], arguments: Sequence[str], tex
     """Run `command` and `arguments` with `text` as its input, and return its output.
 
     Raises:
-        DemoError: it failed; the message contains `name`, `arguments` and the program's message.
+        OperationError: it failed; the message contains `name`, `arguments` and the program's message.
     """
     result = subprocess.run([*command, *arguments], input=text, capture_output=True, text=True, check=False)
     if result.returncode:
         line = shlex.join([name, *arguments])
-        raise DemoError(f"{line} failed: {result.stderr.strip() or result.stdout.strip()}")
+        raise OperationError(f"{line} failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout

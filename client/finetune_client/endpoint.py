@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
-from finetune_client.access import Access, DemoError
+from finetune_client.access import Access, OperationError
 
 REQUEST_SECONDS: Final = 60.0
 REACH_SECONDS: Final = 2.0
@@ -65,7 +65,7 @@ def open_endpoint(access: Access, service: str, namespace: str) -> Iterator[Endp
     """The endpoint behind a Service, reachable during the block.
 
     Raises:
-        DemoError: kubectl proxy did not start.
+        OperationError: kubectl proxy did not start.
     """
     address, port = access.service_address(namespace, service)
     if _accepts_connections(address, port):
@@ -77,7 +77,7 @@ def open_endpoint(access: Access, service: str, namespace: str) -> Iterator[Endp
             line = proxy.stdout.readline() if proxy.stdout is not None else ""
             match = re.search(r"127\.0\.0\.1:\d+", line)
             if match is None:
-                raise DemoError(f"kubectl proxy did not start: {line.strip()}")
+                raise OperationError(f"kubectl proxy did not start: {line.strip()}")
             path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
             yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
         finally:

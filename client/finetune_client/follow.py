@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.access import Access, DemoError, Object
+from finetune_client.access import Access, Object, OperationError
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
@@ -33,7 +33,7 @@ APPLY_TOLERANCE: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageLine:
     """One line in the list of stages."""
 
     name: str
@@ -43,7 +43,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class DemoEvent:
+class RunEvent:
     """A Kubernetes event about one of our objects."""
 
     key: str
@@ -54,25 +54,23 @@ class DemoEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class DemoStatus:
+class RunStatus:
     """A run and the endpoint that follows its model line, at one moment."""
 
     job: FineTuneJob
     endpoint: InferenceDeployment | None
-    events: tuple[DemoEvent, ...]
+    events: tuple[RunEvent, ...]
     taken_at: datetime
 
     @classmethod
-    def of(
-        cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime
-    ) -> "DemoStatus":
-        """Create the status from the objects of the API server, without events of an earlier demo."""
+    def of(cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime) -> "RunStatus":
+        """Create the status from the objects of the API server, without events from before the run."""
         run = FineTuneJob.model_validate(job)
         since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
         return cls(
             run,
             InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
-            _demo_events(events, since),
+            _run_events(events, since),
             now,
         )
 
@@ -103,7 +101,7 @@ class DemoStatus:
         )
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[StageLine, ...]:
         """All stages in order; the first stage that is not done counts as running."""
         measured: dict[str, float] = {stage.name: stage.seconds for stage in self.job.status.stages}
         lines = []
@@ -111,12 +109,12 @@ class DemoStatus:
         for name, condition in STAGE_CONDITIONS:
             done = self.condition(condition) is not None
             state: State = "done" if done else "running" if before else "waiting"
-            lines.append(Stage(name, state, measured.get(name), self._detail(name) if before else ""))
+            lines.append(StageLine(name, state, measured.get(name), self._detail(name) if before else ""))
             before = done
         promoted = self.condition("Ready") is not None
-        lines.append(Stage("promote", "done" if promoted else "running" if before else "waiting"))
+        lines.append(StageLine("promote", "done" if promoted else "running" if before else "waiting"))
         served: State = "done" if self.serves_own else "running" if promoted else "waiting"
-        lines.append(Stage("serve", served, detail=self._serving()))
+        lines.append(StageLine("serve", served, detail=self._serving()))
         return tuple(lines)
 
     @property
@@ -166,7 +164,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _demo_events(events: Sequence[Object], since: datetime) -> tuple[DemoEvent, ...]:
+def _run_events(events: Sequence[Object], since: datetime) -> tuple[RunEvent, ...]:
     ours = [
         event
         for event in events
@@ -175,7 +173,7 @@ def _demo_events(events: Sequence[Object], since: datetime) -> tuple[DemoEvent, 
     ]
     ours.sort(key=lambda event: (event["lastTimestamp"], int(event["metadata"]["resourceVersion"])))
     return tuple(
-        DemoEvent(
+        RunEvent(
             key=event["metadata"]["uid"],
             about=f"{event['involvedObject']['kind']} {event['involvedObject']['name']}",
             reason=event.get("reason", ""),
@@ -200,7 +198,7 @@ PROGRESS_SECONDS: Final = 10.0
 class View(Protocol):
     """Shows the states of a run during a block."""
 
-    def show(self, status: DemoStatus) -> None: ...
+    def show(self, status: RunStatus) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -222,7 +220,7 @@ class LiveView:
         self._extra = extra
         self._live = Live(console=console)
 
-    def show(self, status: DemoStatus) -> None:
+    def show(self, status: RunStatus) -> None:
         self._live.update(render(status, self._extra()))
 
     def __enter__(self) -> Self:
@@ -248,7 +246,7 @@ class LineView:
         self._progress = ""
         self._next_progress = 0.0
 
-    def show(self, status: DemoStatus) -> None:
+    def show(self, status: RunStatus) -> None:
         for event in status.events:
             if event.key not in self._printed_events:
                 self._printed_events.add(event.key)
@@ -275,7 +273,7 @@ class LineView:
         self._console.print(f"   {markup}", soft_wrap=True)
 
 
-def render(status: DemoStatus, extra: str) -> RenderableType:
+def render(status: RunStatus, extra: str) -> RenderableType:
     """Title, stages and newest events of a run."""
     stages = Table.grid(padding=(0, 1))
     for _ in range(4):
@@ -295,12 +293,12 @@ def render(status: DemoStatus, extra: str) -> RenderableType:
     return Group(*parts)
 
 
-def _stage(stage: Stage) -> str:
+def _stage(stage: StageLine) -> str:
     time_spent = f" [dim]{duration(stage.seconds)}[/]" if stage.seconds is not None else ""
     return f"{MARKS[stage.state]} {stage.name}{time_spent}  {escape(stage.detail)}".rstrip()
 
 
-def _event(event: DemoEvent) -> str:
+def _event(event: RunEvent) -> str:
     color = "red" if event.warning else "cyan"
     return f"[dim]{event.about} ·[/] [{color}]{event.reason}[/] [dim]·[/] {escape(event.message)}"
 
@@ -310,14 +308,14 @@ PATIENCE_SECONDS: Final = 900.0
 """A run and its endpoint without any change for so long count as stuck."""
 
 
-class StalledError(DemoError):
+class StalledError(OperationError):
     """A run or its endpoint does not advance.
 
     Attributes:
         status: the last state.
     """
 
-    def __init__(self, message: str, commands: Sequence[str], status: DemoStatus) -> None:
+    def __init__(self, message: str, commands: Sequence[str], status: RunStatus) -> None:
         super().__init__(message, commands)
         self.status = status
 
@@ -336,19 +334,19 @@ class Follower:
     def _extra_line(self) -> str:
         return self._extra()
 
-    def status(self) -> DemoStatus:
+    def status(self) -> RunStatus:
         """The present state of the run and its endpoint.
 
         Raises:
-            DemoError: the run was deleted.
+            OperationError: the run was deleted.
         """
         job = self._access.object("FineTuneJob", self._namespace, self._job)
         if job is None:
-            raise DemoError(f"FineTuneJob {self._job} was deleted")
+            raise OperationError(f"FineTuneJob {self._job} was deleted")
         endpoint = self._access.object("InferenceDeployment", self._namespace, self._endpoint)
-        return DemoStatus.of(job, endpoint, self._access.events(self._namespace), now())
+        return RunStatus.of(job, endpoint, self._access.events(self._namespace), now())
 
-    def until(self, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: "") -> DemoStatus:
+    def until(self, done: Callable[[RunStatus], bool], extra: Callable[[], str] = lambda: "") -> RunStatus:
         """Show the run until `done` is true, and return that state.
 
         Args:
@@ -357,7 +355,7 @@ class Follower:
 
         Raises:
             StalledError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
-            DemoError: the run was deleted.
+            OperationError: the run was deleted.
         """
         changed_at, before = time.monotonic(), ""
         self._extra = extra
@@ -376,7 +374,7 @@ class Follower:
                     raise self._failure(status, f"no change for {minutes:.0f} min: {status.activity}")
                 time.sleep(POLL_SECONDS)
 
-    def _raise_if_stalled(self, status: DemoStatus) -> None:
+    def _raise_if_stalled(self, status: RunStatus) -> None:
         stalled = status.condition("Stalled")
         if stalled is not None:
             raise self._failure(status, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
@@ -387,7 +385,7 @@ class Follower:
                     status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
                 )
 
-    def _failure(self, status: DemoStatus, message: str) -> StalledError:
+    def _failure(self, status: RunStatus, message: str) -> StalledError:
         kubectl = f"kubectl -n {self._namespace}"
         commands = (
             f"{kubectl} describe finetunejob {self._job}",

@@ -23,7 +23,7 @@ PLAIN_WIDTH: Final = 110
 
 
 def console() -> Console:
-    """The console of the demo."""
+    """A console without highlighting, of PLAIN_WIDTH when output is not a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import DemoError, Object
+from finetune_client.access import Object, OperationError
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of
@@ -140,7 +140,7 @@ def log_of(team: Team, pod: str) -> str:
     """The log of a pod; empty if the operator has deleted the pod since, for the next attempt."""
     try:
         return team.kubectl("logs", pod, "--all-containers", "--tail=-1")
-    except DemoError as error:
+    except OperationError as error:
         if "(NotFound)" in str(error):
             return ""
         raise

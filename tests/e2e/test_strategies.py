@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import DemoError, Object
+from finetune_client.access import Object, OperationError
 from finetune_client.endpoint import ask, ask_streamed, open_endpoint
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
@@ -226,7 +226,7 @@ def test_pods_are_deleted_and_evicted_one_by_one(endpoint: EndpointUnderLoad) ->
         endpoint.eventually(
             "the budget allows no eviction", lambda: endpoint.budget()["disruptionsAllowed"] == 0
         )
-        with pytest.raises(DemoError, match="disruption budget"):
+        with pytest.raises(OperationError, match="disruption budget"):
             endpoint.team.evict(evicted)
         endpoint.until_ready(serving, 2, (name_of(deleted),))
         endpoint.eventually("the budget allows an eviction", lambda: endpoint.budget()["disruptionsAllowed"])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from typing_extensions import override
 
-from finetune_client.access import DemoError, Object
+from finetune_client.access import Object, OperationError
 from finetune_client.endpoint import Endpoint, ask, ask_streamed
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
@@ -74,7 +74,7 @@ def test_a_refused_attempt_is_no_failed_request_but_is_counted(served: Endpoint)
 def test_overload_is_not_reported_as_a_failed_rollout(served: Endpoint) -> None:
     load = loaded(served, "overloaded")
     assert load.shed == 3 * load.sent
-    with pytest.raises(DemoError) as error:
+    with pytest.raises(OperationError) as error:
         load.raise_failures()
     assert (
         f"{load.sent} of {load.sent} requests failed: {load.sent} were refused because of load before the"
@@ -88,7 +88,7 @@ def test_failures_are_reported_by_their_phase_and_reason(served: Endpoint) -> No
         load.sees_served(snapshot(job(), endpoint("", revisions=[{"name": "new", "state": "RollingOut"}])))
         load._model = "missing"
         eventually("a request failed in the rollout", lambda: load.failed > 0)
-    with pytest.raises(DemoError, match=r"got status 404 during the rollout.*None is expected to fail"):
+    with pytest.raises(OperationError, match=r"got status 404 during the rollout.*None is expected to fail"):
         load.raise_failures()
     before, during = load.phases()
     assert before.startswith("before the rollout: ")
@@ -161,7 +161,7 @@ class Cluster(AdminAccess):
 def test_the_failure_of_a_run_has_the_logs_of_its_pods_and_the_commands_for_more() -> None:
     cluster = Cluster()
     story = Story(cluster, Console(file=io.StringIO()))
-    with pytest.raises(DemoError) as error:
+    with pytest.raises(OperationError) as error:
         story._follow(story._follower("ticket-routing"), lambda _: False)
     assert str(error.value) == "FineTuneJob ticket-routing: OutOfMemory: needs 2 GiB more"
     assert error.value.details == ("[pod/train] Killed",)

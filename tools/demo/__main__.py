@@ -9,7 +9,7 @@ from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
 from finetune_client import tables
-from finetune_client.access import DemoError
+from finetune_client.access import OperationError
 from tools.cluster.commands import ClusterError
 from tools.demo.admin_access import AdminAccess
 from tools.demo.story import Story
@@ -26,7 +26,7 @@ def main() -> int:
     except (ClusterError, ImageError, ApiException, HTTPError, OpenAIError) as error:
         console.print(f"\n[red]The demo stopped:[/] {type(error).__name__}: {escape(str(error))}")
         return 1
-    except DemoError as error:
+    except OperationError as error:
         console.print(f"\n[red]The demo stopped:[/] {escape(str(error))}")
         for line in error.details:
             console.print(f"   {line}", style="dim", markup=False, soft_wrap=True)

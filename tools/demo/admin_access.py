@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from kubernetes.config import ConfigException
 
-from finetune_client.access import Access, DemoError, run_program
+from finetune_client.access import Access, OperationError, run_program
 from tools.cluster import TestCluster, program
 
 CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")
@@ -47,12 +47,12 @@ class AdminAccess(Access):
             helm: program that the local cluster's tools or a peer's have built.
 
         Raises:
-            DemoError: kubectl, helm or the context is missing, or the local cluster does not run.
+            OperationError: kubectl, helm or the context is missing, or the local cluster does not run.
         """
         if not CONTEXT:
             kubeconfig = TestCluster().kubeconfig
             if not kubeconfig.exists():
-                raise DemoError("the local cluster does not run: start it", ["make cluster"])
+                raise OperationError("the local cluster does not run: start it", ["make cluster"])
             return cls(
                 str(program("kubectl")),
                 str(program(helm)),
@@ -69,17 +69,19 @@ class AdminAccess(Access):
                 hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",
             )
         except ConfigException as error:
-            raise DemoError(f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]) from error
+            raise OperationError(
+                f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]
+            ) from error
         for name in ("kubectl", helm):
             if shutil.which(name) is None:
-                raise DemoError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")
+                raise OperationError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")
         return access
 
     def helm(self, *arguments: str, text: str | None = None) -> str:
         """Run helm with `text` as its input, and return its output.
 
         Raises:
-            DemoError: it failed; the message contains Helm's message.
+            OperationError: it failed; the message contains Helm's message.
         """
         return run_program("helm", self._helm, arguments, text)
 

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from finetune_client.access import Access, DemoError, Object
+from finetune_client.access import Access, Object, OperationError
 from finetune_operator.api.meta import GROUP
 from tools.bootstrap.uv import ROOT
 from tools.demo.admin_access import NAMESPACE, AdminAccess
@@ -74,7 +74,7 @@ def install(access: AdminAccess, refs: References, **others: object) -> None:
     `others`: values in addition to those of the demo.
 
     Raises:
-        DemoError: Helm failed; the message contains Helm's message.
+        OperationError: Helm failed; the message contains Helm's message.
     """
     install_definitions(access)
     install_operator(access, refs, CHART, **others)
@@ -84,7 +84,7 @@ def install_definitions(access: AdminAccess) -> None:
     """Install or upgrade the definitions. Those that kubectl made join the release.
 
     Raises:
-        DemoError: Helm failed, or is older than 3.17.
+        OperationError: Helm failed, or is older than 3.17.
     """
     # Helm 3 overwrites fields that another tool set without this option.
     is_helm3 = access.helm("version", "--template={{.Version}}").startswith("v3.")
@@ -100,15 +100,15 @@ def install_operator(access: AdminAccess, refs: References, chart: Path = CHART,
     `others`: values in addition to those of the demo.
 
     Raises:
-        DemoError: Helm failed; the message contains Helm's message.
+        OperationError: Helm failed; the message contains Helm's message.
     """
     try:
         access.helm(
             "upgrade", "--install", RELEASE, str(chart), f"--namespace={SYSTEM}", "--create-namespace",
             "--values=-", "--wait", "--timeout=3m", text=values(refs, **others),
         )  # fmt: skip
-    except DemoError as error:
-        raise DemoError(
+    except OperationError as error:
+        raise OperationError(
             str(error),
             [f"kubectl -n {SYSTEM} describe pods", f"kubectl -n {SYSTEM} logs deployment/{RELEASE}"],
         ) from error
@@ -136,7 +136,7 @@ def copy_model(access: Access, image: str, console: Console) -> bool:
     """Copy the model to the claim unless it is there; returns whether it was copied.
 
     Raises:
-        DemoError: the pod did not start, or the copy failed.
+        OperationError: the pod did not start, or the copy failed.
     """
     source = _folder()
     scope = f"--namespace={NAMESPACE}"
@@ -150,8 +150,8 @@ def copy_model(access: Access, image: str, console: Console) -> bool:
         access.kubectl("wait", "--for=condition=Ready", f"pod/{POD}", scope, "--timeout=180s")
         _send(access, source, console)
         access.kubectl("annotate", "--overwrite", f"pvc/{CLAIM}", scope, f"{COPIED}={source.name}")
-    except DemoError as error:
-        raise DemoError(
+    except OperationError as error:
+        raise OperationError(
             f"the copy of the base model failed: {error}",
             [f"kubectl describe pod/{POD} pvc/{CLAIM} -n {NAMESPACE}"],
         ) from error
@@ -168,7 +168,7 @@ def _folder() -> Path:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
     if result.returncode:
-        raise DemoError("the base model could not be built", [shlex.join(["python", *command[1:]])])
+        raise OperationError("the base model could not be built", [shlex.join(["python", *command[1:]])])
     return Path(result.stdout.strip())
 
 
@@ -197,7 +197,7 @@ def _send(access: Access, source: Path, console: Console) -> None:
                     archive.addfile(member, progress.wrap_file(content, task_id=task))
         if process.wait():
             errors.seek(0)
-            raise DemoError(errors.read().decode().strip() or "kubectl exec ended early")
+            raise OperationError(errors.read().decode().strip() or "kubectl exec ended early")
 
 
 def _pod(image: str) -> Object:

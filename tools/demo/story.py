@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune_client import tables
-from finetune_client.access import DemoError
+from finetune_client.access import OperationError
 from finetune_client.endpoint import Endpoint, open_endpoint
-from finetune_client.follow import DemoStatus, Follower, StalledError, duration
+from finetune_client.follow import Follower, RunStatus, StalledError, duration
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.dataset_version import DatasetVersion
@@ -63,7 +63,7 @@ class Story:
         """Run the demo.
 
         Raises:
-            DemoError: a step failed.
+            OperationError: a step failed.
         """
         self._print(f"[bold]From rows to a served model[/] on {self._access.where}, namespace {NAMESPACE}.")
         with self._step("Install the operator with its Helm chart"):
@@ -85,7 +85,7 @@ class Story:
             self._roll_out_second(first, endpoint)
         self._print_next_steps()
 
-    def _show_first(self, first: DemoStatus, endpoint: Endpoint) -> None:
+    def _show_first(self, first: RunStatus, endpoint: Endpoint) -> None:
         with self._step("Results"):
             if first.job.status.evaluation is not None:
                 self._console.print(tables.evaluation(first.job.status.evaluation))
@@ -93,7 +93,7 @@ class Story:
             self._print(f"Requests go through {endpoint.how}, with the openai SDK: {endpoint.url}")
             self._show_answers(endpoint)
 
-    def _roll_out_second(self, first: DemoStatus, endpoint: Endpoint) -> None:
+    def _roll_out_second(self, first: RunStatus, endpoint: Endpoint) -> None:
         before = first.endpoint.status.revision if first.endpoint is not None else ""
         rows = [row.input[0].content for row in held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))]
         follower = self._follower(f"{NAME}-v2")
@@ -133,12 +133,12 @@ class Story:
         return Follower(self._access, self._console, NAMESPACE, job, NAME)
 
     def _follow(
-        self, follower: Follower, done: Callable[[DemoStatus], bool], extra: Callable[[], str] = lambda: ""
-    ) -> DemoStatus:
+        self, follower: Follower, done: Callable[[RunStatus], bool], extra: Callable[[], str] = lambda: ""
+    ) -> RunStatus:
         """Show the run until `done` is true; `extra` is an additional line to show.
 
         Raises:
-            DemoError: the run or the endpoint does not advance; the details are the end of its pods' logs.
+            OperationError: the run or the endpoint does not advance; `details` is the end of the pods' logs.
         """
         try:
             return follower.until(done, extra)
@@ -153,7 +153,7 @@ class Story:
                 f"kubectl -n {NAMESPACE} logs --selector='{selector}' --all-containers --prefix",
                 f"kubectl -n {SYSTEM} logs deployment/{RELEASE}",
             )
-            raise DemoError(str(error), [*error.commands, *commands], logs.splitlines()) from error
+            raise OperationError(str(error), [*error.commands, *commands], logs.splitlines()) from error
 
     def _wait_until_deleted(self, revision: str, load: SteadyLoad) -> None:
         """Wait until the pods of the old revision no longer exist."""
@@ -162,7 +162,7 @@ class Story:
         with self._console.status(text) as shown:
             while self._access.pods(NAMESPACE, f"{REVISION}={revision}"):
                 if time.monotonic() > deadline:
-                    raise DemoError(
+                    raise OperationError(
                         f"pods of revision {revision} still exist after {TERMINATING_SECONDS:.0f} s",
                         [f"kubectl -n {NAMESPACE} describe pods -l {REVISION}={revision}"],
                     )
@@ -227,7 +227,7 @@ class RolloutLoad(SteadyLoad):
         super().__init__(client, model, prompts, per_second, max_in_flight=MAX_IN_FLIGHT)
         self.enter(BEFORE)
 
-    def sees_served(self, status: DemoStatus) -> bool:
+    def sees_served(self, status: RunStatus) -> bool:
         """Whether the new revision serves. Notes when its rollout begins."""
         revisions = status.endpoint.status.revisions if status.endpoint is not None else ()
         if any(each.state == "RollingOut" for each in revisions):
@@ -235,7 +235,7 @@ class RolloutLoad(SteadyLoad):
         return _is_served(status)
 
     def raise_failures(self) -> None:
-        """Raise a DemoError that says which requests failed, when and why, if some did."""
+        """Raise a OperationError that says which requests failed, when and why, if some did."""
         failed = [each for each in self.ended if each.failure]
         if not failed:
             return
@@ -243,18 +243,18 @@ class RolloutLoad(SteadyLoad):
         found = ", ".join(f"{count} {kind} {phase}" for (phase, kind), count in counts.items())
         message = f"{len(failed)} of {self.sent} requests failed: {found}"
         if all(each.kind in OVERLOAD for each in failed):
-            raise DemoError(
+            raise OperationError(
                 f"{message}. The endpoint was too slow for them, which is not a failure of the rollout: end"
                 " other programs on this machine, and run the demo again",
                 ["uptime", f"kubectl -n {NAMESPACE} get pods"],
             )
-        raise DemoError(
+        raise OperationError(
             f"{message}. None is expected to fail",
             [f"kubectl -n {NAMESPACE} describe inferencedeployment {NAME}"],
         )
 
 
-def _is_served(status: DemoStatus) -> bool:
+def _is_served(status: RunStatus) -> bool:
     return status.condition("Ready") is not None and status.serves_own
 
 

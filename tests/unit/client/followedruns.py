@@ -4,7 +4,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_client.follow import DemoStatus
+from finetune_client.follow import RunStatus
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -57,5 +57,5 @@ def event(
 
 def snapshot(
     job: dict[str, Any], endpoint: dict[str, Any] | None = None, *events: dict[str, Any]
-) -> DemoStatus:
-    return DemoStatus.of(job, endpoint, events, NOW + timedelta(seconds=90))
+) -> RunStatus:
+    return RunStatus.of(job, endpoint, events, NOW + timedelta(seconds=90))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from kubernetes.config import ConfigException
 
-from finetune_client.access import Access, DemoError
+from finetune_client.access import Access, OperationError
 from tools.demo.admin_access import AdminAccess
 
 
@@ -59,7 +59,7 @@ def test_a_failure_names_the_command_without_the_options_that_select_the_cluster
     kubeconfig: Path, program: str
 ) -> None:
     access = Access(program, kubeconfig=kubeconfig)
-    with pytest.raises(DemoError) as error:
+    with pytest.raises(OperationError) as error:
         access.kubectl("fail", "a b", text="no such thing\n")
     assert str(error.value) == "kubectl fail 'a b' failed: no such thing"
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 from typing_extensions import override
 
-from finetune_client.access import Access, DemoError, Object
-from finetune_client.follow import DemoStatus, Follower, LineView, StalledError, render
+from finetune_client.access import Access, Object, OperationError
+from finetune_client.follow import Follower, LineView, RunStatus, StalledError, render
 from tests.unit.client.followedruns import NOW, condition, endpoint, event, job, snapshot
 
 
-def states(shown: DemoStatus) -> list[str]:
+def states(shown: RunStatus) -> list[str]:
     return [f"{stage.name} {stage.state}" for stage in shown.stages]
 
 
@@ -60,7 +60,7 @@ def test_a_run_is_served_when_the_endpoint_is_ready_with_its_own_checkpoint(
     assert states(shown)[-2:] == ["promote done", "serve done" if expected else "serve running"]
 
 
-def test_events_of_other_objects_and_of_an_earlier_demo_are_left_out() -> None:
+def test_events_of_other_objects_and_from_before_the_run_are_left_out() -> None:
     shown = snapshot(
         job(),
         None,
@@ -155,5 +155,5 @@ def test_a_run_without_any_change_counts_as_stuck(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_deleted_run_ends_the_wait() -> None:
-    with pytest.raises(DemoError, match="FineTuneJob routing was deleted"):
+    with pytest.raises(OperationError, match="FineTuneJob routing was deleted"):
         follow(Cluster(job()), "elsewhere").until(lambda _: False)
