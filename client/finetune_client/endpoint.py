@@ -96,7 +96,7 @@ ANSWER_TOKENS: Final = 16
 
 
 def ask(client: OpenAI, model: str, prompt: str) -> str:
-    """The model's answer at temperature 0, on one line."""
+    """The model's answer at temperature 0 of at most ANSWER_TOKENS tokens, on one line."""
     completion = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": prompt}],

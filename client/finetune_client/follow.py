@@ -18,16 +18,25 @@ from finetune_client.access import Access, Object, OperationError
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
+from finetune_operator.status.conditions import find_condition
+from finetune_operator.status.reasons import ConditionType
 
 State = Literal["waiting", "running", "done"]
 
-STAGE_CONDITIONS: Final[tuple[tuple[str, str], ...]] = (
-    ("prepare", "DatasetReady"),
-    ("preflight", "Preflighted"),
-    ("train", "Trained"),
-    ("evaluate", "Evaluated"),
+STAGE_CONDITIONS: Final[tuple[tuple[str, ConditionType], ...]] = (
+    ("prepare", ConditionType.DATASET_READY),
+    ("preflight", ConditionType.PREFLIGHTED),
+    ("train", ConditionType.TRAINED),
+    ("evaluate", ConditionType.EVALUATED),
 )
 """Stages with the condition that is True when the stage is done."""
+ACTIVITY_CONDITIONS: Final = (
+    ConditionType.STALLED,
+    ConditionType.SUSPENDED,
+    ConditionType.RECONCILING,
+    ConditionType.READY,
+)
+"""The states of a run; the first one that is True is its present condition."""
 APPLY_TOLERANCE: Final = timedelta(seconds=5)
 """Objects that were applied together with the run may be older than it by at most this time."""
 
@@ -74,7 +83,7 @@ class RunStatus:
             now,
         )
 
-    def condition(self, type_: str) -> Condition | None:
+    def condition(self, type_: ConditionType) -> Condition | None:
         """The run's condition of this type if it is True."""
         return true_condition(self.job.status.conditions, type_)
 
@@ -97,7 +106,7 @@ class RunStatus:
             self.endpoint is not None
             and self.own_checkpoint is not None
             and self.served_checkpoint == self.own_checkpoint
-            and true_condition(self.endpoint.status.conditions, "Ready") is not None
+            and true_condition(self.endpoint.status.conditions, ConditionType.READY) is not None
         )
 
     @property
@@ -111,7 +120,7 @@ class RunStatus:
             state: State = "done" if done else "running" if before else "waiting"
             lines.append(StageLine(name, state, measured.get(name), self._detail(name) if before else ""))
             before = done
-        promoted = self.condition("Ready") is not None
+        promoted = self.condition(ConditionType.READY) is not None
         lines.append(StageLine("promote", "done" if promoted else "running" if before else "waiting"))
         served: State = "done" if self.serves_own else "running" if promoted else "waiting"
         lines.append(StageLine("serve", served, detail=self._serving()))
@@ -120,7 +129,7 @@ class RunStatus:
     @property
     def activity(self) -> str:
         """Reason and message of the run's present condition."""
-        for type_ in ("Stalled", "Suspended", "Reconciling", "Ready"):
+        for type_ in ACTIVITY_CONDITIONS:
             condition = self.condition(type_)
             if condition is not None:
                 return f"{condition.reason}: {condition.message}" if condition.message else condition.reason
@@ -154,9 +163,10 @@ class RunStatus:
         )
 
 
-def true_condition(conditions: Sequence[Condition], type_: str) -> Condition | None:
+def true_condition(conditions: Sequence[Condition], type_: ConditionType) -> Condition | None:
     """The condition of this type if it is True."""
-    return next((each for each in conditions if each.type == type_ and each.status == "True"), None)
+    condition = find_condition(conditions, type_)
+    return condition if condition is not None and condition.status == "True" else None
 
 
 def duration(seconds: float) -> str:
@@ -375,11 +385,11 @@ class Follower:
                 time.sleep(POLL_SECONDS)
 
     def _raise_if_stalled(self, status: RunStatus) -> None:
-        stalled = status.condition("Stalled")
+        stalled = status.condition(ConditionType.STALLED)
         if stalled is not None:
             raise self._failure(status, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
         if status.endpoint is not None:
-            stalled = true_condition(status.endpoint.status.conditions, "Stalled")
+            stalled = true_condition(status.endpoint.status.conditions, ConditionType.STALLED)
             if stalled is not None:
                 raise self._failure(
                     status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"

@@ -58,9 +58,9 @@ def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint
     return table
 
 
-def answers(answered: Sequence[ComparedAnswers]) -> Table:
+def answers(title: str, answered: Sequence[ComparedAnswers]) -> Table:
     """Questions with the answers of both models side by side."""
-    table = _table("Held-out questions (not in the training rows)", "question", "base", "tuned", "expected")
+    table = _table(title, "question", "base", "tuned", "expected")
     table.show_lines = True
     for each in answered:
         good = each.tuned == each.expected

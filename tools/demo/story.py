@@ -22,6 +22,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION, RUN
+from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT
 from tools.demo.admin_access import NAMESPACE, AdminAccess, prepare_namespace
@@ -105,7 +106,7 @@ class Story:
                 f"The demo sends {rate:.1f} requests per second, at most half of what the idle endpoint"
                 " answered, from the end of training to that of the last old pod"
             )
-            self._follow(follower, lambda status: status.condition("Trained") is not None)
+            self._follow(follower, lambda status: status.condition(ConditionType.TRAINED) is not None)
             load = RolloutLoad(endpoint, NAME, rows, rate)
             with load:
                 second = self._follow(follower, load.sees_served, load.line)
@@ -177,7 +178,8 @@ class Story:
     def _show_answers(self, endpoint: Endpoint) -> None:
         rows = held_out(EXAMPLE / "data" / "tickets.jsonl", _split(EXAMPLE))
         with endpoint.client() as client:
-            self._console.print(tables.answers(compare(client, NAME, rows)))
+            title = "Held-out questions (not in the training rows)"
+            self._console.print(tables.answers(title, compare(client, NAME, rows)))
 
     def _records(self) -> Table:
         versions = [
@@ -255,7 +257,7 @@ class RolloutLoad(SteadyLoad):
 
 
 def _is_served(status: RunStatus) -> bool:
-    return status.condition("Ready") is not None and status.serves_own
+    return status.condition(ConditionType.READY) is not None and status.serves_own
 
 
 def _split(folder: Path) -> Split:
