@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 from finetune_client.endpoint import Endpoint
 
@@ -20,11 +21,14 @@ class OpenAIServer(BaseHTTPRequestHandler):
     asked = open = most_open = 0
     lock = threading.Lock()
     answers = threading.Semaphore(0)
+    keys: ClassVar[list[str | None]] = []
+    """The header Authorization of each request."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         model, attempt = body["model"], int(self.headers["x-stainless-retry-count"])
         with self.lock:
+            self.keys.append(self.headers["Authorization"])
             type(self).asked += 1
             type(self).open += 1
             type(self).most_open = max(self.open, self.most_open)
@@ -70,6 +74,7 @@ def serving() -> Iterator[Endpoint]:
     """The server, which runs during the block."""
     OpenAIServer.open = OpenAIServer.most_open = 0
     OpenAIServer.answers = threading.Semaphore(0)
+    OpenAIServer.keys.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), OpenAIServer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
