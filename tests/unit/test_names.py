@@ -9,7 +9,13 @@ from pathlib import Path
 
 from tools.bootstrap.uv import ROOT
 
-PACKAGES = ("operator/finetune_operator", "trainer_image/finetune_trainer", "tools", "hack")
+PACKAGES = (
+    "client/finetune_client",
+    "operator/finetune_operator",
+    "trainer_image/finetune_trainer",
+    "tools",
+    "hack",
+)
 PAIR = {"operator/finetune_operator/api", "trainer_image/finetune_trainer/contract"}
 """A field of the API and the same field of the contract may have classes of one name."""
 

@@ -22,7 +22,11 @@ from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 
 ROOT: Final = Path(__file__).parents[2]
-PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image" / "finetune_trainer")
+PRODUCT: Final = (
+    ROOT / "operator" / "finetune_operator",
+    ROOT / "trainer_image" / "finetune_trainer",
+    ROOT / "client" / "finetune_client",
+)
 MEASURES: Final = PRODUCT[1] / "evaluate" / "metrics"
 TEXTS: Final = PRODUCT[1] / "scoring" / "textmetrics"
 TRAINERS: Final = PRODUCT[1] / "train" / "preference"
