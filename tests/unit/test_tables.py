@@ -48,9 +48,9 @@ STAGE_MODULES: Final = {
         "stages/stage_request.py",
     },
     "cleanup": {"records/content_removal.py"},
-    "download": {"inferencedeployment/revision/weights.py"},
-    "fill": {"inferencedeployment/revision/weights.py"},
-    "merge": {"inferencedeployment/revision/weights.py"},
+    "download": {"inferencedeployment/revision/base_model.py"},
+    "fill": {"features/model_cache.py"},
+    "merge": {"features/merging.py"},
 }
 """Modules that start a stage's Job or record its result."""
 

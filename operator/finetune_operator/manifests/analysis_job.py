@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.rollout_analysis import RolloutAnalysis
-from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.jobs import JobInputs, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.trainer_config import owner_of_pod, store_config
-from finetune_operator.manifests.volumes import key_volume, parse_store, secret_mount
+from finetune_operator.manifests.volumes import key_volume, secret_mount
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import (
     DEFAULT_MIN_ROWS,
@@ -28,15 +27,6 @@ from finetune_trainer.contract.vocabulary import ANALYZE
 
 METRICS_PORT_NAME: Final = "metrics"
 DIGEST: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysisImage:
-    """Image of the Job's pod, and the key of the Job's nonce."""
-
-    name: str
-    pull_policy: str
-    nonce_key: str
 
 
 def api_urls(pods: Iterable[Manifest]) -> tuple[str, ...]:
@@ -167,41 +157,22 @@ def _prometheus(
 
 
 def build_analysis_job(
-    endpoint: InferenceDeployment,
-    revision: Revision,
-    name: str,
-    config: AnalyzeConfig,
-    image: AnalysisImage,
+    endpoint: InferenceDeployment, name: str, config: AnalyzeConfig, inputs: JobInputs
 ) -> Manifest:
     """The Job. Its pod has no label that a Service of the endpoint selects, so it gets no requests.
 
     Only with probes does it mount the store, read-only, and the API keys; with a Prometheus, its credentials.
     """
-    store = parse_store(revision.store) if config.probe is not None else None
-    secret = revision.store_credentials if config.probe is not None else None
-    settings = endpoint.spec.strategy.analysis
-    source = settings.prometheus if settings is not None else None
-    placement = Placement(
-        image=image.name,
-        image_pull_policy=image.pull_policy,
-        profile=revision.profile,
-        storage=Storage(store=store),
-        credentials=CredentialsMount(
-            store=SecretReference(name=secret) if secret else None,
-            prometheus=source.credentials_secret_ref if source is not None else None,
-        ),
-    )
-    job = build_stage_job(endpoint, name, config, ANALYZE, placement, nonce_key=image.nonce_key)
+    job = build_stage_job(endpoint, name, ANALYZE, config, inputs)
     template = job["spec"]["template"]
     labels = {key: value for key, value in template["metadata"]["labels"].items() if key != RUN}
     template["metadata"] = {**template["metadata"], "labels": {**labels, ANALYZED: endpoint.uid}}
     (container,) = template["spec"]["containers"]
-    if store is not None:
+    if config.probe is not None:
         for mount in container["volumeMounts"]:
             if mount["mountPath"] == STORE_MOUNT:
                 mount["readOnly"] = True
-    if config.probe is not None:
-        volumes, mounts = key_volume(api_keys_secret(endpoint))
-        template["spec"]["volumes"] += volumes
-        container["volumeMounts"] += mounts
+        keys = key_volume(api_keys_secret(endpoint))
+        template["spec"]["volumes"] += keys.volumes
+        container["volumeMounts"] += keys.mounts
     return job

@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from finetune_operator.api.endpoint_access import EndpointGateway, GatewayReference
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
@@ -50,6 +52,7 @@ from finetune_operator.manifests.volumes import key_volume, memory_volume, scrat
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import SERVE_PODS
 from finetune_trainer.contract.environment import (
+    CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
@@ -173,14 +176,12 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     engine = engine_of(profile)
     config = serving_config(endpoint, revision, trainer.contract)
     store = store_config(revision.store, revision.store_credentials)
-    store_volumes, store_mounts = store_volume(store)
-    cache_volumes, cache_mounts = cache_volume(revision.cache_claim)
-    image_volumes, image_mounts = image_volume(revision.model_image)
+    stored = store_volume(store)
+    in_place = cache_volume(revision.cache_claim) + image_volume(revision.model_image)
     fetch = fetch_config(endpoint, revision, trainer.contract, store)
-    memory_volumes, memory_mounts = memory_volume(
+    keys_and_memory = key_volume(api_keys_secret(endpoint)) + memory_volume(
         serving_shared_memory(profile, config.accelerators) if engine.has_processes else None
     )
-    key_volumes, key_mounts = key_volume(api_keys_secret(endpoint))
     common = {
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
@@ -204,7 +205,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     {"name": "HOME", "value": SCRATCH_MOUNT},
                 ],
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
-                "volumeMounts": [*store_mounts, models, scratch, *cache_mounts, *image_mounts],
+                "volumeMounts": [*stored.mounts, models, scratch, *in_place.mounts],
             }
         ],
         "containers": [
@@ -219,21 +220,17 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                 "volumeMounts": [
                     {**models, "readOnly": True},
                     scratch,
-                    *key_mounts,
-                    *memory_mounts,
-                    *cache_mounts,
-                    *image_mounts,
+                    *keys_and_memory.mounts,
+                    *in_place.mounts,
                 ],
             }
         ],
         "volumes": [
-            *store_volumes,
+            *stored.volumes,
             disk_volume("models", serving_resources(profile), MODELS_LIMIT),
             scratch_volume(engine.scratch_limit),
-            *key_volumes,
-            *memory_volumes,
-            *cache_volumes,
-            *image_volumes,
+            *keys_and_memory.volumes,
+            *in_place.volumes,
         ],
     }
     return {**pod, **_spread(endpoint, revision)}
@@ -265,6 +262,21 @@ def fetch_config(
         engine=revision.profile.spec.serving.engine,
         max_lora_rank=rank(config) if rank is not None and config.adapters else None,
     )
+
+
+def fetched_items(deployment: Manifest) -> tuple[FetchItem, ...]:
+    """The folders that the pods of a Deployment fetch; none if their config cannot be read."""
+    pod = deployment["spec"]["template"]["spec"]
+    variables = {
+        variable["name"]: variable.get("value", "")
+        for container in pod.get("initContainers", ())
+        if container["name"] == FETCH_CONTAINER
+        for variable in container.get("env", ())
+    }
+    try:
+        return FetchConfig.model_validate_json(variables.get(CONFIG_ENV, "")).items
+    except ValidationError:
+        return ()
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Job of one stage, with its pod template.
+"""The Job of a stage, with its pod template: security, volumes and resources.
 
-Pod template of a stage: security, storage and resources.
-
-The Job of one stage.
+The config of the stage decides which volumes and Secrets its pod mounts.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.api.compute import NO_CHOICE, QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
 from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.api.meta import GROUP, Resource, SecretReference
+from finetune_operator.api.meta import GROUP, Resource
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answer_engine import (
     ANSWER_CONTAINERS,
@@ -39,21 +36,33 @@ from finetune_operator.manifests.labels import (
     store_annotations,
 )
 from finetune_operator.manifests.model_cache import cache_volume
-from finetune_operator.manifests.own_metrics import (
-    ScoredFolders,
-    folder_volumes,
-    source_volumes,
-    task_volumes,
-)
 from finetune_operator.manifests.pod_security import container_security, pod_security
 from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.queueing import choose_stage_queue, make_queue_labels, suspend_until_admitted
 from finetune_operator.manifests.trainer_config import config_variable
-from finetune_operator.manifests.volumes import Location, Use, secret_mount, secret_volume
+from finetune_operator.manifests.volumes import (
+    NO_VOLUMES,
+    Location,
+    Volumes,
+    join_volumes,
+    memory_volume,
+    one_volume,
+    parse_location,
+    parse_source,
+    parse_store,
+    secret_volume,
+)
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES, JobStage, pod_names
-from finetune_trainer.contract.configs import CleanupConfig, EvaluateConfig, StageConfig
+from finetune_trainer.contract.base import Contract
+from finetune_trainer.contract.configs import (
+    CleanupConfig,
+    EvaluateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    StageConfig,
+)
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
     METRICS_PORT,
@@ -65,7 +74,7 @@ from finetune_trainer.contract.environment import (
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.contract.serving import DownloadConfig, FillConfig, MergeConfig
 from finetune_trainer.contract.vocabulary import ExitCode
 
@@ -75,36 +84,33 @@ TRAINER_CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Volumes of a stage. The store is writable, sources and base model are read-only."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInputs:
+    """What a Job needs besides its config."""
 
-    store: Location | None
-    """None for a bucket: the pod then has an emptyDir at the store's path."""
-    sources: tuple[Location | None, ...] = ()
-    """Of each source of rows; None for one on the network."""
-    base_model: Location | None = None
-    custom_metrics: tuple[CustomMetric, ...] = ()
-    """Metrics of the user whose sources the pod mounts."""
-    tasks: tuple[EvaluationTask, ...] = ()
-    """Tasks of general ability whose files the pod mounts."""
-    folders: ScoredFolders | None = None
-    """Folders that the pod mounts in place of the store."""
-    cache: str | None = None
-    """Claim of the model cache that the pod fills. It mounts the claim of the store read-only."""
-
-
-@dataclass(frozen=True, slots=True)
-class CredentialsMount:
-    """Secrets that the pod mounts."""
-
-    store: SecretReference | None = None
-    sources: tuple[SecretReference | None, ...] = ()
-    """Of each source of rows."""
-    base_model: SecretReference | None = None
-    judges: tuple[SecretReference | None, ...] = ()
-    """Of each judge of the evaluation."""
-    prometheus: SecretReference | None = None
+    image: str
+    image_pull_policy: str
+    nonce_key: str
+    """Random text of the operator. Results of stages are bound to the Job by a nonce made of it."""
+    profile: ComputeProfile | None
+    devices: int = 0
+    """Devices per pod; 0 for stages without devices, whose pods may run on any node."""
+    nodes: int = 1
+    """Number of pods that run at once. If there are several, each has an index and a name."""
+    service: str | None = None
+    """Name of the headless Service that gives several pods their names."""
+    peer_key: str | None = None
+    """Name of the Secret with the key of several pods."""
+    prediction: Prediction | None = None
+    """What preflight predicted about the run."""
+    chosen: QueueChoice = NO_CHOICE
+    """The queue and the priority that the run chooses."""
+    volumes: Volumes = NO_VOLUMES
+    """Volumes besides those that the config names."""
+    store: Volumes | None = None
+    """What the pod mounts in place of the store; None: the store."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Annotations of the Job, in addition to those of its store."""
 
 
 def container_resources(
@@ -127,41 +133,22 @@ def container_resources(
     return {"requests": requests, "limits": limits}
 
 
-def build_stage_pod(
-    stage: JobStage,
-    config: JobConfig,
-    *,
-    image: str,
-    image_pull_policy: str,
-    profile: ComputeProfile | None,
-    devices: int,
-    storage: Storage,
-    credentials: CredentialsMount,
-    peer_key: str | None = None,
-    prediction: Prediction | None = None,
-) -> Manifest:
-    """The pod's spec. `devices` is 0 for stages without devices; their pods may run on any node."""
-    sizing = pod_sizing(stage, profile, devices, prediction)
-    volumes, mounts = _volumes(config, sizing, storage)
-    for mount in _secrets(credentials):
-        volume, volume_mount = secret_volume(mount)
-        volumes.append(volume)
-        mounts.append(volume_mount)
-    if peer_key is not None:
-        volume, volume_mount = _peer_key_volume(peer_key)
-        volumes.append(volume)
-        mounts.append(volume_mount)
+def build_stage_pod(stage: JobStage, config: JobConfig, inputs: JobInputs) -> Manifest:
+    """The pod's spec."""
+    profile, devices = inputs.profile, inputs.devices
+    sizing = pod_sizing(stage, profile, devices, inputs.prediction)
+    mounted = _volumes(config, sizing, inputs)
     resources = container_resources(sizing, profile, devices)
     container: Manifest = {
         "name": TRAINER_CONTAINER,
-        "image": image,
-        "imagePullPolicy": image_pull_policy,
+        "image": inputs.image,
+        "imagePullPolicy": inputs.image_pull_policy,
         "env": _environment(config, profile, devices, resources["requests"]["cpu"]),
         "resources": resources,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),
-        "volumeMounts": mounts,
+        "volumeMounts": [*mounted.mounts],
     }
     if STAGES[stage].multi_node:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
@@ -169,19 +156,13 @@ def build_stage_pod(
         **pod_security(ISOLATED if STAGES[stage].isolated else RUNNER),
         "restartPolicy": "Never",
         "containers": [container],
-        "volumes": volumes,
+        "volumes": [*mounted.volumes],
     }
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
     if isinstance(config, EvaluateConfig) and profile is not None:
         return add_answer_containers(pod, config, profile, devices, sizing)
     return pod
-
-
-def _peer_key_volume(secret: str) -> tuple[Manifest, Manifest]:
-    """The volume, and its mount. The volume is not optional, because a pod without the key would fail."""
-    volume = {"name": "peer-key", "secret": {"secretName": secret}}
-    return volume, {"name": "peer-key", "mountPath": PEER_KEY_MOUNT, "readOnly": True}
 
 
 def _environment(
@@ -203,85 +184,106 @@ def _cores(cpu: str) -> int:
     return math.ceil(float(number) / (1000 if milli else 1)) if number[-1].isdigit() else 0
 
 
-def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
-    named: list[tuple[Use, SecretReference | None, int | None]] = [
-        ("store", credentials.store, None),
-        *(("source", source, number) for number, source in enumerate(credentials.sources)),
-        ("base-model", credentials.base_model, None),
-        *(("judge", judge, number) for number, judge in enumerate(credentials.judges)),
-        ("prometheus", credentials.prometheus, None),
-    ]
-    mounts = (secret_mount(use, secret.name if secret else None, number) for use, secret, number in named)
-    return [mount for mount in mounts if mount is not None]
-
-
-def _volumes(config: JobConfig, sizing: PodSizing, storage: Storage) -> tuple[list[Manifest], list[Manifest]]:
-    sources, source_mounts = source_volumes(storage.custom_metrics)
-    if storage.folders is not None:
-        folders, folder_mounts = folder_volumes(storage.folders, sizing.resources)
-        return [*folders, *sources], [*folder_mounts, *source_mounts]
-    tasks, task_mounts = task_volumes(storage.tasks)
-    caches, cache_mounts = cache_volume(storage.cache, is_filled=True)
-    volumes: list[Manifest] = [
-        {"name": "store", **_store_volume(storage, sizing)},
-        disk_volume("scratch", sizing.resources, SCRATCH_LIMIT),
-        *sources,
-        *tasks,
-        *caches,
-    ]
-    mounts: list[Manifest] = [
-        {"name": "store", "mountPath": STORE_MOUNT},
-        {"name": "scratch", "mountPath": SCRATCH_MOUNT},
-        *source_mounts,
-        *task_mounts,
-        *cache_mounts,
-    ]
-    # One volume per claim: some drivers refuse the same claim twice, writable and read-only.
-    known = {} if storage.store is None else {("pvc", storage.store.name): "store"}
-    for name, location, mount in (
-        *(
-            (f"source-{number}", location, f"{SOURCES_MOUNT}/{number}")
-            for number, location in enumerate(storage.sources)
-        ),
-        ("base-model", storage.base_model, BASE_MODEL_MOUNT),
-    ):
-        if location is None:
-            continue
-        volume = known.setdefault((location.scheme, location.name), name)
-        if volume == name:
-            volumes.append({"name": name, **_read_only_volume(location)})
-        mounts.append({"name": volume, "mountPath": mount, "readOnly": True})
-    if sizing.shared_memory is not None:
-        volumes.append(
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": sizing.shared_memory}}
+def _volumes(config: JobConfig, sizing: PodSizing, inputs: JobInputs) -> Volumes:
+    return join_volumes(
+        (
+            inputs.store or _store_volume(config, sizing),
+            Volumes(
+                (disk_volume("scratch", sizing.resources, SCRATCH_LIMIT),),
+                ({"name": "scratch", "mountPath": SCRATCH_MOUNT},),
+            ),
+            inputs.volumes,
+            cache_volume(_claim_of(config.cache) if isinstance(config, FillConfig) else None, is_filled=True),
+            _location_volumes(config),
+            memory_volume(sizing.shared_memory),
+            _token_volume(config),
+            *map(secret_volume, _named_secrets(config)),
+            _key_volume(inputs.peer_key),
         )
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - a volume of the pod
-    if isinstance(config, StageConfig) and config.report is not None:
-        token = PurePosixPath(REPORT_TOKEN_PATH)
-        source = {"audience": REPORT_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": token.name}
-        volumes.append({"name": "report-token", "projected": {"sources": [{"serviceAccountToken": source}]}})
-        mounts.append({"name": "report-token", "mountPath": str(token.parent), "readOnly": True})
-    return volumes, mounts
+    )
 
 
-def _store_volume(storage: Storage, sizing: PodSizing) -> dict[str, Any]:
+def _store_volume(config: JobConfig, sizing: PodSizing) -> Volumes:
     """The claim. For a bucket, an emptyDir for files that a stage downloads or will upload.
 
     It holds models and resume states of any size, so it has no limit except that of the profile.
     """
-    if storage.store is None:
+    claim = _claim_of(config.store)
+    source: Manifest
+    if claim is None:
         limit = sizing.resources.ephemeral_storage
-        return {"emptyDir": {} if limit is None else {"sizeLimit": limit}}
-    if storage.cache is not None:
-        return _read_only_volume(storage.store)
-    return {"persistentVolumeClaim": {"claimName": storage.store.name}}
+        source = {"emptyDir": {} if limit is None else {"sizeLimit": limit}}
+    else:
+        read_only = {"readOnly": True} if isinstance(config, FillConfig) else {}
+        source = {"persistentVolumeClaim": {"claimName": claim, **read_only}}
+    return one_volume("store", source, STORE_MOUNT, read_only=False)
 
 
-def _read_only_volume(location: Location) -> dict[str, Any]:
+def _claim_of(store: StoreConfig) -> str | None:
+    """The claim of a store; None for a bucket, and for a stage without a store."""
+    location = parse_store(store.uri) if store.uri else None
+    return None if location is None else location.name
+
+
+def _location_volumes(config: JobConfig) -> Volumes:
+    """Sources and base model that are in the cluster, read-only.
+
+    One volume per claim: some drivers refuse the same claim twice, writable and read-only.
+    """
+    claim = _claim_of(config.store)
+    known = {} if claim is None else {("pvc", claim): "store"}
+    found = NO_VOLUMES
+    for name, location, mount in _locations(config):
+        volume = known.setdefault((location.scheme, location.name), name)
+        added = one_volume(volume, _location_source(location), mount)
+        found += added if volume == name else Volumes(mounts=added.mounts)
+    return found
+
+
+def _locations(config: JobConfig) -> Iterator[tuple[str, Location, str]]:
+    """Name, location and mount path of each."""
+    if isinstance(config, PrepareConfig):
+        for number, source in enumerate(config.sources):
+            location = parse_source(source.uri)
+            if location is not None:
+                yield f"source-{number}", location, f"{SOURCES_MOUNT}/{number}"
+    if isinstance(config, PreflightConfig | DownloadConfig) and config.base_model_path is not None:
+        yield "base-model", parse_location(config.base_model_uri), BASE_MODEL_MOUNT
+
+
+def _location_source(location: Location) -> Manifest:
     if location.scheme == "configmap":
         # Optional: the pod starts without it, and its result reports what is missing.
         return {"configMap": {"name": location.name, "optional": True}}
     return {"persistentVolumeClaim": {"claimName": location.name, "readOnly": True}}
+
+
+def _token_volume(config: JobConfig) -> Volumes:
+    """The token with which a pod reports its progress."""
+    if not isinstance(config, StageConfig) or config.report is None:
+        return NO_VOLUMES
+    token = PurePosixPath(REPORT_TOKEN_PATH)
+    source = {"audience": REPORT_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": token.name}
+    projected = {"projected": {"sources": [{"serviceAccountToken": source}]}}
+    return one_volume("report-token", projected, str(token.parent))
+
+
+def _named_secrets(config: Contract) -> Iterator[SecretMount]:
+    """The Secrets that a config names, in the order of its fields."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, SecretMount):
+                yield part
+            elif isinstance(part, Contract):
+                yield from _named_secrets(part)
+
+
+def _key_volume(secret: str | None) -> Volumes:
+    """The key of several pods. The volume is not optional, because a pod without the key would fail."""
+    if secret is None:
+        return NO_VOLUMES
+    return one_volume("peer-key", {"secret": {"secretName": secret}}, PEER_KEY_MOUNT)
 
 
 NEVER_READY: Final = f"{GROUP}/serves"
@@ -290,29 +292,6 @@ NON_RETRYABLE_EXIT_CODES: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
 """Exit codes at which the Job of any stage fails at once, and a pod of an endpoint is not retried."""
 IGNORED_EXIT_CODES: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
 """Exit codes that never count towards `backoffLimit`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a stage runs, and with which image, volumes and devices."""
-
-    image: str
-    image_pull_policy: str
-    profile: ComputeProfile | None
-    storage: Storage
-    credentials: CredentialsMount
-    devices: int = 0
-    """Devices per pod."""
-    nodes: int = 1
-    """Number of pods that run at once. If there are several, each has an index and a name."""
-    service: str | None = None
-    """Name of the headless Service that gives several pods their names."""
-    peer_key: str | None = None
-    """Name of the Secret with the key of several pods."""
-    prediction: Prediction | None = None
-    """What preflight predicted about the run."""
-    chosen: QueueChoice = NO_CHOICE
-    """The queue and the priority that the run chooses."""
 
 
 def child_metadata(owner: Resource, name: str) -> Manifest:
@@ -379,52 +358,29 @@ def _exit_codes(codes: tuple[int, ...], container: str = TRAINER_CONTAINER) -> M
 
 
 def build_stage_job(
-    owner: Resource,
-    name: str,
-    config: JobConfig,
-    stage: JobStage,
-    placement: Placement,
-    *,
-    annotations: Mapping[str, str] | None = None,
-    nonce_key: str,
+    owner: Resource, name: str, stage: JobStage, config: JobConfig, inputs: JobInputs
 ) -> Manifest:
-    """A Job whose pods execute `config`; one of them leaves the result as its termination message.
-
-    Args:
-        annotations: annotations of the Job, in addition to those of its store.
-        nonce_key: random text of the operator. Results of stages are bound to the Job by a nonce made of it.
-    """
+    """A Job whose pods execute `config`; one of them leaves the result as its termination message."""
     binding: dict[str, str] = {}
     if isinstance(config, StageConfig):
-        nonce = short_hash(nonce_key, owner.uid, name, length=32)
+        nonce = short_hash(inputs.nonce_key, owner.uid, name, length=32)
         config = config.model_copy(update={"nonce": nonce})
         binding = {NONCE: nonce}
         if STAGES[stage].binds_config:
             binding[CONFIG_DIGEST] = config.digest
-    profile, secret = placement.profile, placement.credentials.store
+    profile, secret = inputs.profile, config.store.credentials
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
         marks[PROFILE] = profile.name
-    if placement.devices:
-        marks[DEVICES] = str(placement.devices)
+    if inputs.devices:
+        marks[DEVICES] = str(inputs.devices)
     labels = child_labels(owner, **marks)
-    queueing = choose_stage_queue(stage, profile, placement.chosen)
+    queueing = choose_stage_queue(stage, profile, inputs.chosen)
     template: Manifest = {
         "metadata": {"labels": labels},
         "spec": {
-            **build_stage_pod(
-                stage,
-                config,
-                image=placement.image,
-                image_pull_policy=placement.image_pull_policy,
-                profile=profile,
-                devices=placement.devices,
-                storage=placement.storage,
-                credentials=placement.credentials,
-                peer_key=placement.peer_key,
-                prediction=placement.prediction,
-            ),
-            **({"subdomain": placement.service} if placement.service else {}),
+            **build_stage_pod(stage, config, inputs),
+            **({"subdomain": inputs.service} if inputs.service else {}),
             **_never_ready(owner),
         },
     }
@@ -446,14 +402,14 @@ def build_stage_job(
                 **store_annotations(config.store.uri, secret.name if secret else None),
                 **binding,
                 **origin_annotations(profile, template),
-                **(annotations or {}),
+                **inputs.annotations,
             },
             "ownerReferences": [owner_reference(owner, blocks=not STAGES[stage].serves_deletion)],
         },
         "spec": {
             **suspend_until_admitted(queueing),
             "backoffLimit": STAGES[stage].backoff_limit,
-            **_completion(placement.nodes),
+            **_completion(inputs.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),
             "template": template,
         },

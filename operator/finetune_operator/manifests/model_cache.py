@@ -2,36 +2,32 @@
 """The model cache: its volume or image, the models in it, and the config that fills it."""
 
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.plan import Manifest
+from finetune_operator.manifests.volumes import NO_VOLUMES, Volumes, one_volume
 from finetune_trainer.contract.environment import MODEL_CACHE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, StoreConfig
 from finetune_trainer.contract.serving import FillConfig
 
 
-def cache_volume(claim: str | None, *, is_filled: bool = False) -> tuple[list[Manifest], list[Manifest]]:
-    """Volumes and mounts of the cache; none without a claim.
+def cache_volume(claim: str | None, *, is_filled: bool = False) -> Volumes:
+    """The volume of the cache; none without a claim.
 
     Args:
         is_filled: whether the pod writes to it.
     """
     if claim is None:
-        return [], []
-    read_only = {} if is_filled else {"readOnly": True}
-    return (
-        [{"name": "model-cache", "persistentVolumeClaim": {"claimName": claim, **read_only}}],
-        [{"name": "model-cache", "mountPath": MODEL_CACHE_MOUNT, **read_only}],
+        return NO_VOLUMES
+    source = {"claimName": claim, **({} if is_filled else {"readOnly": True})}
+    return one_volume(
+        "model-cache", {"persistentVolumeClaim": source}, MODEL_CACHE_MOUNT, read_only=not is_filled
     )
 
 
-def image_volume(reference: str | None) -> tuple[list[Manifest], list[Manifest]]:
-    """Volumes and mounts of an OCI image with a model, in place of the cache; none without an image."""
+def image_volume(reference: str | None) -> Volumes:
+    """The volume of an OCI image with a model, in place of the cache; none without an image."""
     if reference is None:
-        return [], []
+        return NO_VOLUMES
     image = {"reference": reference, "pullPolicy": "IfNotPresent"}
-    return (
-        [{"name": "model-image", "image": image}],
-        [{"name": "model-image", "mountPath": MODEL_CACHE_MOUNT, "readOnly": True}],
-    )
+    return one_volume("model-image", {"image": image}, MODEL_CACHE_MOUNT)
 
 
 def image_config(reference: str) -> ImageVolume:

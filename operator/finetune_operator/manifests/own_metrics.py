@@ -4,36 +4,20 @@ store.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
-from finetune_operator.api.pod_resources import PodResources
-from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, disk_volume
-from finetune_operator.manifests.volumes import Location
+from finetune_operator.manifests.volumes import Location, Volumes, join_volumes, one_volume
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import (
     CUSTOM_METRIC_FILE,
     CUSTOM_METRICS_MOUNT,
     DATASET_MOUNT,
     PREDICTIONS_MOUNT,
-    SCRATCH_MOUNT,
     TASKS_MOUNT,
 )
 from finetune_trainer.contract.own_metrics import CustomMetric as MountedMetric
 from finetune_trainer.contract.own_metrics import EvaluationTask as MountedTask
 from finetune_trainer.contract.own_metrics import EvaluationTaskFields
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredFolders:
-    """Folders that a pod mounts in place of the store."""
-
-    store: Location
-    """The claim."""
-    run: str
-    """Folder of the run in the store."""
-    dataset: str
-    """Digest of the dataset."""
 
 
 def mount_metrics(
@@ -56,18 +40,22 @@ def mount_metrics(
     )
 
 
-def source_volumes(metrics: tuple[CustomMetric, ...]) -> tuple[list[Manifest], list[Manifest]]:
-    """Volumes with the sources, and their mounts."""
-    volumes, mounts = [], []
-    for index, metric in enumerate(metrics):
-        name, reference = f"custom-metric-{index}", metric.config_map_ref
-        items = [{"key": reference.key, "path": CUSTOM_METRIC_FILE}]
-        # Optional: the pod starts without it, and its result reports what is missing.
-        volumes.append(
-            {"name": name, "configMap": {"name": reference.name, "items": items, "optional": True}}
+def source_volumes(metrics: tuple[CustomMetric, ...]) -> Volumes:
+    """Volumes with the sources."""
+    return join_volumes(
+        one_volume(
+            f"custom-metric-{index}",
+            _config_map(metric.config_map_ref.name, metric.config_map_ref.key),
+            _metric_folder(metric),
         )
-        mounts.append({"name": name, "mountPath": _metric_folder(metric), "readOnly": True})
-    return volumes, mounts
+        for index, metric in enumerate(metrics)
+    )
+
+
+def _config_map(name: str, key: str | None = None) -> Manifest:
+    """Optional: the pod starts without it, and its result reports what is missing."""
+    items = {} if key is None else {"items": [{"key": key, "path": CUSTOM_METRIC_FILE}]}
+    return {"configMap": {"name": name, **items, "optional": True}}
 
 
 def mount_tasks(
@@ -91,32 +79,32 @@ def mount_tasks(
     )
 
 
-def task_volumes(tasks: tuple[EvaluationTask, ...]) -> tuple[list[Manifest], list[Manifest]]:
-    """Volumes with the files, and their mounts."""
-    volumes, mounts = [], []
-    for index, task in enumerate(tasks):
-        name = f"task-{index}"
-        # Optional: the pod starts without it, and its result reports what is missing.
-        volumes.append({"name": name, "configMap": {"name": task.config_map_ref.name, "optional": True}})
-        mounts.append({"name": name, "mountPath": _task_folder(task), "readOnly": True})
-    return volumes, mounts
+def task_volumes(tasks: tuple[EvaluationTask, ...]) -> Volumes:
+    """Volumes with the files."""
+    return join_volumes(
+        one_volume(f"task-{index}", _config_map(task.config_map_ref.name), _task_folder(task))
+        for index, task in enumerate(tasks)
+    )
 
 
-def folder_volumes(folders: ScoredFolders, resources: PodResources) -> tuple[list[Manifest], list[Manifest]]:
-    """The claim of the store and an empty folder for temporary files, and their mounts."""
-    claim = {"claimName": folders.store.name}
-    volumes: list[Manifest] = [
-        {"name": "store", "persistentVolumeClaim": claim},
-        disk_volume("scratch", resources, SCRATCH_LIMIT),
-    ]
-    mounts: list[Manifest] = [
-        {"name": "store", "mountPath": mount, "subPath": _beneath(folders.store, key), "readOnly": True}
-        for mount, key in (
-            (PREDICTIONS_MOUNT, f"runs/{folders.run}/evaluate"),
-            (DATASET_MOUNT, f"datasets/{folders.dataset.removeprefix('sha256:')}"),
-        )
-    ]
-    return volumes, [*mounts, {"name": "scratch", "mountPath": SCRATCH_MOUNT}]
+def folder_volumes(store: Location, run: str, dataset: str) -> Volumes:
+    """The claim of a store, of which only two folders are mounted.
+
+    Args:
+        store: the claim, and the folder of the store in it.
+        run: folder of the run in the store.
+        dataset: digest of the dataset.
+    """
+    return Volumes(
+        ({"name": "store", "persistentVolumeClaim": {"claimName": store.name}},),
+        tuple(
+            {"name": "store", "mountPath": mount, "subPath": _beneath(store, key), "readOnly": True}
+            for mount, key in (
+                (PREDICTIONS_MOUNT, f"runs/{run}/evaluate"),
+                (DATASET_MOUNT, f"datasets/{dataset.removeprefix('sha256:')}"),
+            )
+        ),
+    )
 
 
 def _beneath(store: Location, key: str) -> str:

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods mount: locations by their URIs, Secrets with credentials, volumes of an endpoint.
+"""What pods mount: locations by their URIs, Secrets with credentials, and volumes with their mounts.
 
-Parse URIs of volumes in the cluster and of locations in the network.
-
-Mounts of Secrets with credentials: each is a folder in the pod, with one file per key.
-
-Volumes of an endpoint's pods: the store of its models, API keys and temporary files.
+A Secret with credentials is a folder in the pod, with one file per key.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -121,6 +118,31 @@ def store_folder(uri: str, kind: str, digest: str) -> str:
     return f"{uri.rstrip('/')}/{kind}/{digest.removeprefix('sha256:')}"
 
 
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """Volumes of a pod, and where a container mounts them."""
+
+    volumes: tuple[Manifest, ...] = ()
+    mounts: tuple[Manifest, ...] = ()
+
+    def __add__(self, other: "Volumes") -> "Volumes":
+        return Volumes(self.volumes + other.volumes, self.mounts + other.mounts)
+
+
+NO_VOLUMES: Final = Volumes()
+
+
+def one_volume(name: str, source: Manifest, path: str, *, read_only: bool = True) -> Volumes:
+    """A volume that is mounted at this path."""
+    mount = {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+    return Volumes(({"name": name, **source},), (mount,))
+
+
+def join_volumes(parts: Iterable[Volumes]) -> Volumes:
+    """The volumes of all parts, in their order."""
+    return sum(parts, NO_VOLUMES)
+
+
 Use = Literal["store", "source", "base-model", "judge", "prometheus"]
 """Purpose of a Secret in a pod."""
 
@@ -137,14 +159,13 @@ def secret_mount(use: Use, secret: str | None, number: int | None = None) -> Sec
     return None if secret is None else SecretMount(name=secret, path=f"{CREDENTIALS_MOUNT}/{folder}")
 
 
-def secret_volume(mount: SecretMount) -> tuple[Manifest, Manifest]:
-    """The volume, and its mount in a container.
+def secret_volume(mount: SecretMount) -> Volumes:
+    """The volume of a Secret.
 
     The volume is optional: the pod starts without the Secret, and its result reports that it is missing.
     """
     name = f"{mount.path.rpartition('/')[2]}-credentials"
-    volume = {"name": name, "secret": {"secretName": mount.name, "optional": True}}
-    return volume, {"name": name, "mountPath": mount.path, "readOnly": True}
+    return one_volume(name, {"secret": {"secretName": mount.name, "optional": True}}, mount.path)
 
 
 def scratch_volume(limit: str) -> Manifest:
@@ -155,38 +176,26 @@ def scratch_volume(limit: str) -> Manifest:
     return {"name": "scratch", "emptyDir": {"sizeLimit": limit}}
 
 
-def memory_volume(size: str | None) -> tuple[list[Manifest], list[Manifest]]:
-    """Volume and mount of /dev/shm with this size; none for that of the container runtime."""
+def memory_volume(size: str | None) -> Volumes:
+    """Shared memory of this size; none for that of the container runtime."""
     if size is None:
-        return [], []
-    return (
-        [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}],
-        [{"name": "shared-memory", "mountPath": "/dev/shm"}],  # noqa: S108 - a volume of the pod
-    )
+        return NO_VOLUMES
+    source = {"emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    return one_volume("shared-memory", source, "/dev/shm", read_only=False)  # noqa: S108 - a volume of the pod
 
 
-def store_volume(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:
-    """Volumes and mounts of the store for the init container; a bucket needs only credentials."""
-    volumes: list[Manifest] = []
-    mounts: list[Manifest] = []
+def store_volume(store: StoreConfig) -> Volumes:
+    """The store for the init container of an endpoint; a bucket needs only credentials."""
     claim = parse_store(store.uri)
+    found = NO_VOLUMES
     if claim is not None:
-        volumes.append(
-            {"name": "store", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
-        )
-        mounts.append({"name": "store", "mountPath": STORE_MOUNT, "readOnly": True})
-    if store.credentials is not None:
-        volume, mount = secret_volume(store.credentials)
-        volumes.append(volume)
-        mounts.append(mount)
-    return volumes, mounts
+        source = {"persistentVolumeClaim": {"claimName": claim.name, "readOnly": True}}
+        found += one_volume("store", source, STORE_MOUNT)
+    return found if store.credentials is None else found + secret_volume(store.credentials)
 
 
-def key_volume(secret: str | None) -> tuple[list[Manifest], list[Manifest]]:
-    """Volume and mount of the API keys. The volume is not optional: the pod waits until the Secret exists."""
+def key_volume(secret: str | None) -> Volumes:
+    """The API keys. The volume is not optional: the pod waits until the Secret exists."""
     if secret is None:
-        return [], []
-    return (
-        [{"name": "api-keys", "secret": {"secretName": secret}}],
-        [{"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True}],
-    )
+        return NO_VOLUMES
+    return one_volume("api-keys", {"secret": {"secretName": secret}}, API_KEYS_MOUNT)

@@ -4,26 +4,21 @@ inputs of the stages evaluate and score, and their common result.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import ComparedChampion, EvaluatedRows, EvaluationSettings
-from finetune_operator.api.evaluation_metrics import (
-    CustomMetric,
-    CustomMetricSource,
-    EvaluationTask,
-    EvaluationTaskSource,
-)
-from finetune_operator.api.meta import Resource, SecretReference
+from finetune_operator.api.evaluation_metrics import CustomMetricSource, EvaluationTaskSource
+from finetune_operator.api.meta import Resource
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import MeasuredData, select_subjects
 from finetune_operator.manifests.labels import RUN, STAGE
-from finetune_operator.manifests.own_metrics import ScoredFolders
+from finetune_operator.manifests.own_metrics import folder_volumes, source_volumes, task_volumes
 from finetune_operator.manifests.peers import peer_name
 from finetune_operator.manifests.pod_protection import build_isolation
-from finetune_operator.manifests.volumes import parse_store
+from finetune_operator.manifests.volumes import NO_VOLUMES, Volumes, parse_store
 from finetune_operator.manifests.weights import live_model as live_model_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -181,28 +176,16 @@ def measure(
     )
 
 
-class EvaluationMounts(NamedTuple):
-    """What the pod of a stage mounts for an evaluation."""
-
-    custom_metrics: tuple[CustomMetric, ...] = ()
-    tasks: tuple[EvaluationTask, ...] = ()
-    judges: tuple[SecretReference | None, ...] = ()
-    """Secrets of the judges."""
-
-    @classmethod
-    def of(cls, stage: JobStage, spec: EvaluationSettings | None) -> "EvaluationMounts":
-        """By the row of the stage."""
-        if spec is None:
-            return cls()
-        mounts = STAGES[stage].mounts
-        return cls(
-            custom_metrics=spec.custom_metrics if "custom_metrics" in mounts else (),
-            tasks=spec.tasks if "tasks" in mounts else (),
-            judges=tuple(judge.credentials_secret_ref for judge in spec.judges) if "judges" in mounts else (),
-        )
+def evaluation_volumes(stage: JobStage, spec: EvaluationSettings | None) -> Volumes:
+    """Volumes with the user's metrics and tasks that the pod of a stage mounts for an evaluation."""
+    if spec is None:
+        return NO_VOLUMES
+    mounts = STAGES[stage].mounts
+    sources = source_volumes(spec.custom_metrics) if "custom_metrics" in mounts else NO_VOLUMES
+    return sources + (task_volumes(spec.tasks) if "tasks" in mounts else NO_VOLUMES)
 
 
-def scored_folders(stage: JobStage, store: str, folder: str, dataset: str | None) -> ScoredFolders | None:
+def scored_folders(stage: JobStage, store: str, folder: str, dataset: str | None) -> Volumes | None:
     """What a pod without the store mounts; None for other stages. A bucket has none, and is refused.
 
     Args:
@@ -212,7 +195,7 @@ def scored_folders(stage: JobStage, store: str, folder: str, dataset: str | None
         dataset: digest of the measured rows.
     """
     claim = parse_store(store) if STAGES[stage].isolated else None
-    return None if claim is None or dataset is None else ScoredFolders(claim, folder, dataset)
+    return None if claim is None or dataset is None else folder_volumes(claim, folder, dataset)
 
 
 def build_stage_isolation(owner: Resource, stage: JobStage) -> Manifest | None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.dataset import DataPreparation, RowSource
 from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.manifests.configs import collect_config
+from finetune_operator.api.meta import SecretReference
+from finetune_operator.manifests.configs import collect_config, prepare_config
 from finetune_operator.manifests.jobs import (
-    CredentialsMount,
-    Placement,
-    Storage,
+    JobInputs,
     build_stage_job,
     container_resources,
     pod_failure_policy,
@@ -19,9 +19,9 @@ from finetune_operator.manifests.jobs import (
 from finetune_operator.manifests.labels import NONCE, TEMPLATE_DIGEST
 from finetune_operator.manifests.pod_sizing import pod_sizing
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.manifests.volumes import Location
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import JobStage
+from finetune_trainer.contract.configs import PrepareConfig, StageConfig
 from finetune_trainer.contract.vocabulary import ExitCode
 from tests.unit.operator.runobjects import finetunejob, profile
 
@@ -36,22 +36,32 @@ def built(
     stage: JobStage = "train",
     uses: ComputeProfile | None = None,
     devices: int = 0,
+    *,
     nonce_key: str = "0f",
-    **storage: Any,
+    source: RowSource | None = None,
+    store_secret: str | None = None,
 ) -> Manifest:
+    """A Job that collects a result; with a source, one that prepares its rows."""
     manifest = finetunejob()
     manifest["metadata"]["namespace"] = "team"
     job = FineTuneJob.model_validate(manifest)
-    placement = Placement(
-        image="registry.example/trainer:1",
-        image_pull_policy="IfNotPresent",
-        profile=uses,
-        storage=Storage(store=Location("pvc", "artifacts", "team"), **storage),
-        credentials=CredentialsMount(),
-        devices=devices,
+    inputs = StageInputs(job, job.uid, "pvc://artifacts/team", None, store_credentials=store_secret)
+    config: StageConfig = collect_config(inputs, "train")
+    if source is not None:
+        config = prepare_config(inputs, {"sources[0]": source}, DataPreparation())
+    return build_stage_job(
+        job,
+        "tickets-v1-x",
+        stage,
+        config,
+        JobInputs(
+            image="registry.example/trainer:1",
+            image_pull_policy="IfNotPresent",
+            nonce_key=nonce_key,
+            profile=uses,
+            devices=devices,
+        ),
     )
-    config = collect_config(StageInputs(job, job.uid, "pvc://artifacts/team", None), "train")
-    return build_stage_job(job, "tickets-v1-x", config, stage, placement, nonce_key=nonce_key)
 
 
 def pod_of(job: Manifest) -> Manifest:
@@ -163,7 +173,7 @@ def test_threads_follow_devices_and_cpu_request_where_a_device_is_a_core(
 
 
 def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:
-    pod = pod_of(built("prepare", sources=(Location("pvc", "artifacts", "rows.csv"),)))
+    pod = pod_of(built("prepare", source=RowSource(uri="pvc://artifacts/rows.csv")))
     assert [volume["name"] for volume in pod["volumes"]] == ["store", "scratch"]
     assert {"name": "store", "mountPath": "/mnt/sources/0", "readOnly": True} in pod["containers"][0][
         "volumeMounts"
@@ -171,8 +181,25 @@ def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:
 
 
 def test_a_config_map_is_optional_so_that_the_pod_reports_a_missing_one() -> None:
-    pod = pod_of(built("prepare", sources=(Location("configmap", "tickets", "rows.jsonl"),)))
+    pod = pod_of(built("prepare", source=RowSource(uri="configmap://tickets/rows.jsonl")))
     assert {"name": "source-0", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
+
+
+def test_a_pod_mounts_the_secrets_that_its_config_names_where_the_config_says() -> None:
+    secret = SecretReference(name="reader")
+    source = RowSource(uri="s3://rows/tickets.jsonl", credentials_secret_ref=secret)
+
+    job = built("prepare", source=source, store_secret="writer")
+
+    pod = pod_of(job)
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    secrets = {each["name"]: each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+    assert secrets == {"store-credentials": "writer", "source-0-credentials": "reader"}
+    config = PrepareConfig.model_validate_json(pod["containers"][0]["env"][0]["value"])
+    assert config.store.credentials is not None
+    assert config.sources[0].credentials is not None
+    assert mounted["store-credentials"] == config.store.credentials.path
+    assert mounted["source-0-credentials"] == config.sources[0].credentials.path
 
 
 def test_the_stores_folder_is_a_path_and_no_sub_path_of_the_mount() -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.own_metrics import ScoredFolders, folder_volumes
+from finetune_operator.manifests.own_metrics import folder_volumes
 from finetune_operator.manifests.volumes import Location
-from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.own_metrics import CustomMetricSource
@@ -283,8 +282,6 @@ def test_a_store_in_a_bucket_is_refused() -> None:
 
 
 def test_folders_of_a_store_in_a_subfolder_are_in_it() -> None:
-    folders = ScoredFolders(Location("pvc", "artifacts", "team/a"), "uid", ROWS)
+    found = folder_volumes(Location("pvc", "artifacts", "team/a"), "uid", ROWS)
 
-    _, mounts = folder_volumes(folders, STAGES["score"].resources)
-
-    assert mounts[0]["subPath"] == "team/a/runs/uid/evaluate"
+    assert found.mounts[0]["subPath"] == "team/a/runs/uid/evaluate"

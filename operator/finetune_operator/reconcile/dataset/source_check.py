@@ -1,43 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One check of a Dataset's sources: its prepare Job, the status after it, and cleanup.
-
-One check of a Dataset's sources: its prepare Job, and the status once it has ended.
-
-Delete Jobs of a Dataset that are no longer needed.
-"""
+"""One check of a Dataset's sources: its prepare Job, the status after it, and the Jobs that it leaves."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Self
 
 from finetune_operator.api.compute import NO_CHOICE
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset import CheckedSource, Dataset, RefreshStatus, RowSource
 from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.references import StoreReference
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import collect_config, prepare_config
-from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STAGE, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.trainer_config import StageInputs, choose_trainer
-from finetune_operator.manifests.volumes import parse_source, parse_store
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, PlanBuilder
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.retention import versions_of
 from finetune_operator.reconcile.records.source_check_schedule import check_request, next_check
 from finetune_operator.reconcile.stages.jobs import is_unfinished
-from finetune_operator.reconcile.stages.runner import advance, recreate_job, start
+from finetune_operator.reconcile.stages.runner import run_stage
 from finetune_operator.reconcile.stages.stage_request import (
-    CannotStart,
     JobNames,
-    JobPurpose,
     Outcome,
+    StageOwner,
     StageRequest,
-    StartNeeded,
+    StageSetting,
 )
+from finetune_operator.stage_table import JobStage
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -70,15 +63,7 @@ def check_source(dataset: Dataset, draft: PlanBuilder) -> Outcome:
         names=job_names(dataset, check_number(dataset)),
         retry=retry_of(dataset),
     )
-    answer = advance(draft, request)
-    if isinstance(answer, CannotStart):
-        if request.retry is not None:
-            return answer.waiting
-        new = _build(dataset, draft.snapshot, request, "stage")
-        return recreate_job(draft, answer, new) or answer.waiting
-    if isinstance(answer, StartNeeded):
-        return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
-    return answer
+    return run_stage(draft, request, _SourceCheck(dataset, draft.snapshot))
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:
@@ -168,63 +153,65 @@ def _annotations(dataset: Dataset, snapshot: Snapshot) -> dict[str, str]:
     return annotations
 
 
-def _build(
-    dataset: Dataset, snapshot: Snapshot, request: StageRequest, purpose: JobPurpose
-) -> Manifest | Blocked:
-    profile = profile_of(dataset, snapshot)
-    if isinstance(profile, Blocked):
-        return profile
-    store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
-    if isinstance(store, Blocked):
-        return store
-    missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot)
-    for field, source in sources_of(dataset):
-        missing = missing or storage.check_claim(
-            source.uri, f"spec.{field}.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
+@dataclass(frozen=True, slots=True)
+class _SourceCheck(StageOwner):
+    """The present check of a Dataset."""
+
+    dataset: Dataset
+    snapshot: Snapshot
+
+    def setting(self, stage: JobStage) -> StageSetting | Blocked:
+        dataset, snapshot = self.dataset, self.snapshot
+        profile = profile_of(dataset, snapshot)
+        if isinstance(profile, Blocked):
+            return profile
+        store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
+        if isinstance(store, Blocked):
+            return store
+        missing = self._missing(store, profile)
+        if missing is not None:
+            return missing
+        secret = store.credentials_secret_ref
+        trainer = choose_trainer(profile, snapshot.facts.trainer_image)
+        requested = check_request(dataset) if stage == PREPARE else None
+        return StageSetting(
+            StageInputs(
+                owner=dataset,
+                run=_run(dataset),
+                store_uri=store.uri,
+                store_credentials=secret.name if secret else None,
+                report=snapshot.facts.report,
+                contract_version=trainer.contract,
+                max_unpacked_bytes=profile.spec.limits.unpacked_bytes if profile is not None else None,
+            ),
+            replace(
+                snapshot.facts.job_inputs(trainer.image, profile),
+                annotations={} if requested is None else {REFRESH_REQUESTED: requested},
+            ),
         )
-    queue = queues.queues_of(profile, (PREPARE,), NO_CHOICE)
-    missing = missing or queues.check_queues(queue, dataset.namespace, snapshot)
-    if missing is not None:
-        return missing
-    secret = store.credentials_secret_ref
-    trainer = choose_trainer(profile, snapshot.facts.trainer_image)
-    inputs = StageInputs(
-        owner=dataset,
-        run=request.run,
-        store_uri=store.uri,
-        store_credentials=secret.name if secret else None,
-        report=snapshot.facts.report,
-        contract_version=trainer.contract,
-        max_unpacked_bytes=profile.spec.limits.unpacked_bytes if profile is not None else None,
-    )
-    prepares = purpose == "stage"
-    sources = dataset.spec.sources if prepares else ()
-    config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, PREPARE)
-    unsent = profiles.check_config(config, profile)
-    if unsent is not None:
-        return unsent
-    requested = check_request(dataset)
-    return build_stage_job(
-        dataset,
-        request.names.of_purpose(purpose),
-        config,
-        PREPARE if prepares else "collect",
-        Placement(
-            image=trainer.image,
-            image_pull_policy=snapshot.facts.image_pull_policy,
-            profile=profile,
-            storage=Storage(
-                store=parse_store(store.uri),
-                sources=tuple(parse_source(source.uri) for source in sources),
-            ),
-            credentials=CredentialsMount(
-                store=store.credentials_secret_ref,
-                sources=tuple(source.credentials_secret_ref for source in sources),
-            ),
-        ),
-        annotations={REFRESH_REQUESTED: requested} if prepares and requested is not None else {},
-        nonce_key=snapshot.facts.nonce_key,
-    )
+
+    def _missing(self, store: StoreReference, profile: ComputeProfile | None) -> Blocked | None:
+        namespace, snapshot = self.dataset.namespace, self.snapshot
+        missing = storage.check_store(store.uri, profile, namespace, snapshot)
+        for field, source in sources_of(self.dataset):
+            missing = missing or storage.check_claim(
+                source.uri, f"spec.{field}.uri", Reason.SOURCE_NOT_FOUND, namespace, snapshot
+            )
+        return missing or queues.check_queues(
+            queues.queues_of(profile, (PREPARE,), NO_CHOICE), namespace, snapshot
+        )
+
+    def config(self, inputs: StageInputs) -> PrepareConfig:
+        return _config(self.dataset, self.snapshot, inputs)
+
+    def keep(self) -> None:
+        """Record nothing: each check takes the present image and store."""
+
+    def trial(self) -> Self | None:
+        return None if retry_of(self.dataset) is not None else self
+
+    def adopt(self, trial: Self) -> None:
+        """Record nothing, as in `keep`."""
 
 
 def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> PrepareConfig:

@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurement of the Checkpoints: which ones on which rows, the Jobs, and the recorded scores.
 
-The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`.
-
-Build the Jobs that measure one Checkpoint: evaluate, and score for custom metrics.
-
-Measure the Checkpoints one after the other, each by an evaluate Job of its own, and a score Job for custom
-metrics.
-
-One whose measurement fails does not keep the following ones from being measured.
+The Checkpoints and the rows are chosen once and kept in `status.resolved`. Each Checkpoint is measured by an
+evaluate Job of its own, and a score Job for custom metrics, one after the other. One whose measurement fails
+does not keep the following ones from being measured.
 """
 
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import ComparedChampion, EvaluationStatus
 from finetune_operator.api.evaluation_resource import ResultStore, UnmeasuredCheckpoint
-from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.pod_resources import CUDA_RESOURCES
-from finetune_operator.manifests.configs import MeasuredData, collect_config, evaluate_config, score_config
-from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.configs import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.manifests.weights import EvaluatedWeights, WeightsReference
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile import evaluation_stages
 from finetune_operator.reconcile.evaluation.assessment import (
     STAGE,
@@ -35,11 +28,11 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation_stages import (
     SCORE,
-    EvaluationMounts,
     build_stage_isolation,
     check_custom_metrics,
     check_stores,
     compares_live,
+    evaluation_volumes,
     find_rival,
     has_begun,
     live_adapter,
@@ -51,9 +44,8 @@ from finetune_operator.reconcile.evaluation_stages import (
 from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.platform.budgets import check_budget
-from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.references import run_of
+from finetune_operator.reconcile.stages import runner
 from finetune_operator.reconcile.stages.accounting import (
     finish,
     has_finished,
@@ -62,14 +54,12 @@ from finetune_operator.reconcile.stages.accounting import (
     reopen,
     settle,
 )
-from finetune_operator.reconcile.stages.runner import advance, has_run, recreate_job, start
 from finetune_operator.reconcile.stages.stage_request import (
-    CannotStart,
-    JobPurpose,
     Outcome,
     StageFailed,
+    StageOwner,
     StageRequest,
-    StartNeeded,
+    StageSetting,
 )
 from finetune_operator.reconcile.verdicts import condense, evaluation_status, find_vetoes, notes, verdict_text
 from finetune_operator.stage_table import STAGES, JobStage
@@ -162,77 +152,68 @@ def keep(run: Assessment) -> None:
         )
 
 
-def build_job(
-    run: Assessment, request: StageRequest, purpose: JobPurpose, checkpoint: Checkpoint
-) -> Manifest | Blocked | Failed | Working:
-    """The Job that `advance` needs, or which prerequisite is missing."""
-    found = run.prerequisites
-    if isinstance(found, Blocked):
-        return found
-    evaluation, reference = run.evaluation, WeightsReference.of(checkpoint)
-    missing = storage.check_store(reference.store, found.profile, evaluation.namespace, run.snapshot)
-    if missing is not None:
-        return missing
-    secret, stage = reference.credentials, _stage_of(request, purpose)
-    row = STAGES[stage]
-    devices = evaluation.spec.compute.devices if row.uses_devices else 0
-    on_cuda = found.profile.spec.accelerator.resource.startswith(CUDA_RESOURCES)
-    inputs = StageInputs(
-        owner=evaluation,
-        run=request.run,
-        store_uri=reference.store,
-        store_credentials=secret,
-        report=run.snapshot.facts.report,
-        contract_version=found.trainer.contract,
-        requested_accelerators=devices if on_cuda else 0,
-    )
-    config: StageConfig | Failed | Blocked
-    if purpose == "stage":
-        waiting = check_budget(found.profile, request.stage, evaluation.namespace, run.snapshot)
-        if waiting is not None:
-            return waiting
-        keep(run)
-        config = _config(run, request.stage, inputs, checkpoint, found.profile)
-        if not isinstance(config, StageConfig):
-            return config
-        unsent = check_config(config, found.profile)
-        if unsent is not None:
-            return unsent
-    else:
-        config = collect_config(inputs, request.stage, probe=purpose == "probe")
-    job, mounts = run_of(checkpoint, run.snapshot), EvaluationMounts.of(stage, evaluation.spec)
-    return build_stage_job(
-        evaluation,
-        request.names.of_purpose(purpose),
-        config,
-        stage,
-        Placement(
-            image=found.trainer.image,
-            image_pull_policy=run.snapshot.facts.image_pull_policy,
-            profile=found.profile,
-            storage=Storage(
-                store=parse_store(reference.store),
-                custom_metrics=mounts.custom_metrics,
-                tasks=mounts.tasks,
-                folders=scored_folders(
-                    stage, reference.store, request.run, run.status.resolved.dataset_digest
-                ),
-            ),
-            credentials=CredentialsMount(
-                store=SecretReference(name=secret) if secret and not row.isolated else None,
-                judges=mounts.judges,
-            ),
-            devices=devices,
-            prediction=job.status.prediction if job is not None else None,
-            chosen=evaluation.spec.compute,
-        ),
-        nonce_key=run.snapshot.facts.nonce_key,
-    )
+@dataclass(frozen=True, slots=True)
+class _Measurement(StageOwner):
+    """A stage that measures one Checkpoint, if it was found."""
 
+    run: Assessment
+    stage: Stage
+    checkpoint: Checkpoint | Blocked | Failed
 
-def _stage_of(request: StageRequest, purpose: JobPurpose) -> JobStage:
-    """The stage that the pod runs. Collect reads the result of another one."""
-    return request.stage if purpose == "stage" else "collect"
+    def setting(self, stage: JobStage) -> StageSetting | Blocked | Failed:
+        run, checkpoint = self.run, self.checkpoint
+        if not isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        found = run.prerequisites
+        if isinstance(found, Blocked):
+            return found
+        evaluation, reference, snapshot = run.evaluation, WeightsReference.of(checkpoint), run.snapshot
+        missing = storage.check_store(reference.store, found.profile, evaluation.namespace, snapshot)
+        if missing is not None:
+            return missing
+        devices = evaluation.spec.compute.devices if STAGES[stage].uses_devices else 0
+        on_cuda = found.profile.spec.accelerator.resource.startswith(CUDA_RESOURCES)
+        job = run_of(checkpoint, snapshot)
+        return StageSetting(
+            StageInputs(
+                owner=evaluation,
+                run=run.run,
+                store_uri=reference.store,
+                store_credentials=reference.credentials,
+                report=snapshot.facts.report,
+                contract_version=found.trainer.contract,
+                requested_accelerators=devices if on_cuda else 0,
+            ),
+            replace(
+                snapshot.facts.job_inputs(found.trainer.image, found.profile),
+                devices=devices,
+                prediction=job.status.prediction if job is not None else None,
+                chosen=evaluation.spec.compute,
+                volumes=evaluation_volumes(stage, evaluation.spec),
+                store=scored_folders(stage, reference.store, run.run, run.status.resolved.dataset_digest),
+            ),
+        )
+
+    def config(self, inputs: StageInputs) -> StageConfig | Failed | Blocked:
+        run, checkpoint = self.run, self.checkpoint
+        found = run.prerequisites
+        if not isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        if isinstance(found, Blocked):
+            return found
+        return _config(run, self.stage, inputs, checkpoint, found.profile)
+
+    def keep(self) -> None:
+        keep(self.run)
+
+    def trial(self) -> Self | None:
+        """The first Job takes the present image."""
+        if self.run.has_run(self.stage):
+            return None
+        return replace(self, run=self.run.trial(begins_anew=not number_of_results(self.run.status)))
+
+    def adopt(self, trial: Self) -> None:
+        self.run.update(resolved=trial.run.status.resolved)
 
 
 def _config(
@@ -313,7 +294,7 @@ def _stage(
     run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage
 ) -> StageResult | PassOutcome:
     """The result of one stage, once the status has its times."""
-    outcome = _advance(run, stage, checkpoint)
+    outcome = _run(run, stage, checkpoint)
     if isinstance(outcome, StageResult) and has_finished(run, stage):
         return outcome
     recorded = record(run, stage, outcome)
@@ -343,7 +324,7 @@ def _known_scores(run: Assessment, checkpoint: Checkpoint) -> EvaluationStatus |
     )
 
 
-def _advance(run: Assessment, stage: Stage, checkpoint: Checkpoint | Blocked | Failed) -> Outcome:
+def _run(run: Assessment, stage: Stage, checkpoint: Checkpoint | Blocked | Failed) -> Outcome:
     request = StageRequest(
         stage=stage,
         run=run.run,
@@ -352,30 +333,11 @@ def _advance(run: Assessment, stage: Stage, checkpoint: Checkpoint | Blocked | F
         retry=run.status.retry,
         note=f" for Checkpoint {run.current}",
     )
-    answer = advance(run.draft, request)
-    if isinstance(answer, StartNeeded):
-        if not isinstance(checkpoint, Checkpoint):
-            return checkpoint
-        return start(run.draft, request, answer, build_job(run, request, answer.purpose, checkpoint))
-    if isinstance(answer, CannotStart):
-        answer = _create_again(run, request, answer, checkpoint)
+    outcome = runner.run_stage(run.draft, request, _Measurement(run, stage, checkpoint))
     # The operator may have ended between the creation of the Job and the write of the status.
-    keep(run)
-    return answer
-
-
-def _create_again(
-    run: Assessment, request: StageRequest, stuck: CannotStart, checkpoint: Checkpoint | Blocked | Failed
-) -> Outcome:
-    """Create a Job again that cannot start. The first one takes the present image."""
-    if not isinstance(checkpoint, Checkpoint) or has_run(run, request.stage):
-        return stuck.waiting
-    trial = run.trial(begins_anew=not number_of_results(run.status))
-    again = recreate_job(run.draft, stuck, build_job(trial, request, "stage", checkpoint))
-    if again is None:
-        return stuck.waiting
-    run.update(resolved=trial.status.resolved)
-    return again
+    if has_begun(run, stage):
+        keep(run)
+    return outcome
 
 
 def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:

@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage of a run: time limit, Job, and the record of its end.
-
-The time limit of a stage: a run that has used its time is stopped, with its state saved.
-
-Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage.
-
-Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end.
-"""
+"""One stage of a run: its time limit, what its Jobs are built of, and the record of its end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Self, get_args
 
 from finetune_operator.api.pod_resources import CPU, CUDA_RESOURCES
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
+from finetune_operator.manifests.jobs import JobInputs
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.peers import (
     build_peer_key,
@@ -26,31 +18,27 @@ from finetune_operator.manifests.peers import (
 )
 from finetune_operator.manifests.pod_sizing import one_device_holds
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.manifests.volumes import parse_source, parse_store
 from finetune_operator.observe.device_usage import stage_usage
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation_stages import (
-    EvaluationMounts,
     build_stage_isolation,
+    evaluation_volumes,
     scored_folders,
 )
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.platform.budgets import check_budget
-from finetune_operator.reconcile.platform.profiles import check_config, device_facts
+from finetune_operator.reconcile.platform.profiles import device_facts
+from finetune_operator.reconcile.stages import runner
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, record
 from finetune_operator.reconcile.stages.job_cleanup import stop
 from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, running_orphans, wait_until_ended
-from finetune_operator.reconcile.stages.runner import advance, has_run, recreate_job, start
 from finetune_operator.reconcile.stages.stage_request import (
-    CannotStart,
-    JobPurpose,
     Outcome,
     PeerObjects,
     StageFailed,
+    StageOwner,
     StageRequest,
-    StartNeeded,
+    StageSetting,
 )
 from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.conditions import find_condition
@@ -130,41 +118,39 @@ def _seconds_left(run: Run, limit: Limit) -> float:
 
 
 ConfigBuilder = Callable[[StageInputs], StageConfig | Blocked]
-"""Builds the config of one stage, or returns why its Job may not start. A new stage builds nothing else."""
+"""Builds the config of a stage."""
 
 
-def build_job(
-    run: Run, request: StageRequest, purpose: JobPurpose, build_config: ConfigBuilder
-) -> Manifest | Blocked | Working:
-    """The Job that `advance` needs, or which prerequisite is missing."""
-    found = run.prerequisites
-    if isinstance(found, Blocked):
-        return found
-    inputs = _inputs(run, found, request.stage)
-    stage: JobStage = request.stage
-    config: StageConfig | Blocked
-    if purpose == "stage":
-        waiting = check_budget(found.profile_of(stage), request.stage, run.job.namespace, run.snapshot)
-        if waiting is not None:
-            return waiting
-        run.keep(found)
-        config = build_config(inputs)
-        if isinstance(config, Blocked):
-            return config
-        unsent = check_config(config, found.profile)
-        if unsent is not None:
-            return unsent
-    else:
-        # Reading a stored result shows whether the store answers; a probe also writes a file.
-        stage, config = "collect", collect_config(inputs, request.stage, probe=purpose == "probe")
-    return build_stage_job(
-        run.job,
-        request.names.of_purpose(purpose),
-        config,
-        stage,
-        _placement(run, found, stage),
-        nonce_key=run.snapshot.facts.nonce_key,
-    )
+@dataclass(frozen=True, slots=True)
+class _RunStage(StageOwner):
+    """A stage of a run."""
+
+    run: Run
+    stage: Stage
+    build_config: ConfigBuilder
+
+    def setting(self, stage: JobStage) -> StageSetting | Blocked:
+        found = self.run.prerequisites
+        if isinstance(found, Blocked):
+            return found
+        return StageSetting(_inputs(self.run, found, self.stage), _job_inputs(self.run, found, stage))
+
+    def config(self, inputs: StageInputs) -> StageConfig | Blocked:
+        return self.build_config(inputs)
+
+    def keep(self) -> None:
+        found = self.run.prerequisites
+        if not isinstance(found, Blocked):
+            self.run.keep(found)
+
+    def trial(self) -> Self | None:
+        """In the first stage, the run takes the present image and store."""
+        if self.run.has_run(self.stage):
+            return None
+        return replace(self, run=self.run.trial(begins_anew=not self.run.status.stages))
+
+    def adopt(self, trial: Self) -> None:
+        self.run.update(resolved=trial.run.status.resolved)
 
 
 def build_peer_objects(run: Run, stage: Stage) -> PeerObjects | None:
@@ -217,37 +203,19 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     )
 
 
-def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
-    spec, row = run.job.spec, STAGES[stage]
-    mounts = EvaluationMounts.of(stage, spec.evaluation)
-    source = spec.dataset.source if "source" in row.mounts else None
-    base_model = spec.base_model if "base_model" in row.mounts else None
+def _job_inputs(run: Run, found: Prerequisites, stage: JobStage) -> JobInputs:
     nodes = nodes_of(run, stage)
     peers = peer_name(run.job, stage) if nodes > 1 else None
-    return Placement(
-        image=found.trainer.image,
-        image_pull_policy=run.snapshot.facts.image_pull_policy,
-        profile=found.profile_of(stage),
-        storage=Storage(
-            store=parse_store(found.store.uri),
-            sources=(parse_source(source.uri),) if source else (),
-            base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
-            custom_metrics=mounts.custom_metrics,
-            tasks=mounts.tasks,
-            folders=scored_folders(stage, found.store.uri, run.job.uid, run.measured_version.digest),
-        ),
-        credentials=CredentialsMount(
-            store=None if row.isolated else found.store.credentials_secret_ref,
-            sources=(source.credentials_secret_ref,) if source else (),
-            base_model=base_model.credentials_secret_ref if base_model else None,
-            judges=mounts.judges,
-        ),
+    return replace(
+        run.snapshot.facts.job_inputs(found.trainer.image, found.profile_of(stage)),
         devices=_devices_of(run, found, stage),
         nodes=nodes,
         service=peers,
         peer_key=peers,
         prediction=run.status.prediction,
         chosen=chosen_queueing(run.job, stage),
+        volumes=evaluation_volumes(stage, run.job.spec.evaluation),
+        store=scored_folders(stage, found.store.uri, run.job.uid, run.measured_version.digest),
     )
 
 
@@ -257,7 +225,7 @@ def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResul
     stopped = stop_at_limit(run, limit) if limit is not None else None
     if stopped is not None:
         return stopped
-    ended = _recorded(run, stage, _advance(run, stage, build_config))
+    ended = _recorded(run, stage, _run(run, stage, build_config))
     return (
         apply_time_limit(run, limit, ended)
         if limit is not None and not isinstance(ended, StageResult)
@@ -265,7 +233,7 @@ def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResul
     )
 
 
-def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
+def _run(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
     request = StageRequest(
         stage=stage,
         run=run.job.uid,
@@ -275,26 +243,7 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",
     )
-    answer = advance(run.draft, request)
-    if isinstance(answer, CannotStart):
-        return _create_again(run, request, answer, build_config)
-    if isinstance(answer, StartNeeded):
-        return start(run.draft, request, answer, build_job(run, request, answer.purpose, build_config))
-    return answer
-
-
-def _create_again(
-    run: Run, request: StageRequest, stuck: CannotStart, build_config: ConfigBuilder
-) -> Outcome:
-    """Create a Job again that cannot start. In the first stage, the run takes the present image and store."""
-    if has_run(run, request.stage):
-        return stuck.waiting
-    trial = run.trial(begins_anew=not run.status.stages)
-    again = recreate_job(run.draft, stuck, build_job(trial, request, "stage", build_config))
-    if again is None:
-        return stuck.waiting
-    run.update(resolved=trial.status.resolved)
-    return again
+    return runner.run_stage(run.draft, request, _RunStage(run, stage, build_config))
 
 
 def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | PassOutcome:

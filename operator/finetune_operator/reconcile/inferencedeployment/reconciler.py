@@ -7,19 +7,15 @@ from finetune_operator.api.inference_deployment import InferenceDeployment, Revi
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
+from finetune_operator.reconcile.features.merging import merge_weights, with_served_merge
+from finetune_operator.reconcile.features.model_cache import fill_cache
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
+from finetune_operator.reconcile.inferencedeployment.revision.base_model import places_of, targets_of
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (
     UNVERIFIED_STATES,
     with_entry,
 )
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision
-from finetune_operator.reconcile.inferencedeployment.revision.weights import (
-    fill_cache,
-    merge_weights,
-    places_of,
-    targets_of,
-    with_served_merge,
-)
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout import may_start, roll_out
 from finetune_operator.reconcile.inferencedeployment.rollout.rollout_context import RolloutContext
 from finetune_operator.reconcile.inferencedeployment.traffic import route_needs

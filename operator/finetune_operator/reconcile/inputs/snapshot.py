@@ -15,6 +15,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import EVENT, NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
+from finetune_operator.manifests.jobs import JobInputs
 from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.observe.admission import Admission, Positions
 from finetune_operator.observe.device_usage import PodUse
@@ -44,6 +45,15 @@ class OperatorFacts:
     """Labels of the namespaces that may read metrics of pods with a NetworkPolicy; empty: all namespaces."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that the operator is not allowed to list, so their objects are unknown."""
+
+    def job_inputs(self, image: str, profile: ComputeProfile | None) -> JobInputs:
+        """Inputs of a Job with one pod and without devices."""
+        return JobInputs(
+            image=image,
+            image_pull_policy=self.image_pull_policy,
+            nonce_key=self.nonce_key,
+            profile=profile,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,15 +93,17 @@ def period_of(period: BudgetPeriod, moment: datetime) -> tuple[datetime, datetim
             return first, (first + timedelta(days=31)).replace(day=1)
 
 
-def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot: Snapshot) -> Working | None:
+def check_budget(
+    profile: ComputeProfile | None, stage: Stage, namespace: str, snapshot: Snapshot
+) -> Working | None:
     """Before a Job is created: wait if the namespace has used or reserved its budget of devices.
 
     Jobs that exist are never affected, so a namespace can exceed its budget by what they use. Without a
     count nothing starts: a budget whose status cannot be written would otherwise limit nothing.
     """
-    budget, status, now = profile.spec.cost.budget, profile.status.budget, snapshot.now
-    if not STAGES[stage].uses_devices or budget is None:
+    if profile is None or profile.spec.cost.budget is None or not STAGES[stage].uses_devices:
         return None
+    budget, status, now = profile.spec.cost.budget, profile.status.budget, snapshot.now
     jobs_of_namespace = snapshot.jobs_of_others(profile.name)
     if status is None or _is_overdue(status, namespace, jobs_of_namespace, now):
         return Working(

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removal of content from stores before an object with `deletionPolicy: Delete` goes.
 
-The finalizer of records and their owners. It delays deletion until the content is removed.
-
-Remove a folder of a record or run from a store with a small Job, with retries for one day.
-
-Folders in stores with the results of Evaluations: answers, values of rows and pages.
-
-The end of a run or an Evaluation with `deletionPolicy: Delete`: stop its pods, and remove its folders.
+The finalizer of records and their owners delays deletion until small Jobs have removed their folders, with
+retries for one day. Nothing may write into such a folder, so the object's other pods are stopped first.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
@@ -20,13 +16,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.api.meta import Resource, SecretReference
+from finetune_operator.api.meta import Resource
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
-from finetune_operator.manifests.jobs import CredentialsMount, Placement, Storage, build_stage_job
 from finetune_operator.manifests.labels import FINALIZER, STAGE, stage_job_name
-from finetune_operator.manifests.trainer_config import choose_trainer
-from finetune_operator.manifests.volumes import parse_store, run_folder
+from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import address
@@ -35,7 +29,7 @@ from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.passes import RETRY_SECONDS, Blocked, PlanBuilder, Working, finish_pass
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, wait_until_ended
-from finetune_operator.reconcile.stages.retries import AttemptFailed, follow
+from finetune_operator.reconcile.stages.repeated_jobs import RETRIES, RepeatedJob
 from finetune_operator.stage_table import find_row
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.references import ArtifactRef
@@ -89,58 +83,31 @@ class Removal:
 
 def remove(draft: PlanBuilder, removal: Removal) -> Working | Blocked | None:
     """Remove the folder with a Job; None once that is done."""
-    snapshot, name = (
-        draft.snapshot,
-        stage_job_name(removal.owner, "cleanup", removal.store, *filter(None, [removal.run])),
-    )
-    job = snapshot.children[JOB].get(name)
-    if job is None:
-        return _start(draft, removal, name)
-    halt = follow(draft, job, Reason.CLEANING_UP, f"{removal.folder} is being removed")
-    if isinstance(halt, AttemptFailed):
-        message = f"{removal.owner.name}: {halt.message}"
-        return _trouble(removal, Reason.CLEANUP_FAILED, message, halt.retry_seconds)
-    return halt
-
-
-def _start(draft: PlanBuilder, removal: Removal, name: str) -> Working | Blocked:
     snapshot, owner, claim = draft.snapshot, removal.owner, storage.claim_name(removal.store)
-    if claim is not None and snapshot.is_missing(CLAIM, claim):
-        return _trouble(
-            removal,
+    profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, snapshot)
+    retries = f"{RETRIES} for a day; {removal.advice}"
+    content = removal.artifact or removal.run
+    job = RepeatedJob(
+        owner=owner,
+        name=stage_job_name(owner, "cleanup", removal.store, *filter(None, [removal.run])),
+        stage="cleanup",
+        profile=None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile,
+        config=partial(cleanup_config, owner, removal.store, removal.secret, content),
+        reason=Reason.CLEANING_UP,
+        doing=f"{removal.folder} is being removed",
+        failure_reason=Reason.CLEANUP_FAILED,
+        failure=owner.name,
+        retries=retries,
+        announced=False,
+    )
+    if job.found(draft) is None and claim is not None and snapshot.is_missing(CLAIM, claim):
+        return Blocked(
             Reason.STORE_NOT_FOUND,
             f"{removal.folder} cannot be removed: PersistentVolumeClaim {claim} does not exist in namespace"
-            f" {owner.namespace}",
+            f" {owner.namespace}; {retries}",
             RETRY_SECONDS,
         )
-    profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, snapshot)
-    known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
-    trainer = choose_trainer(known, snapshot.facts.trainer_image)
-    secret = SecretReference(name=removal.secret) if removal.secret else None
-    draft.start_job(
-        build_stage_job(
-            owner,
-            name,
-            cleanup_config(
-                owner, removal.store, removal.secret, removal.artifact or removal.run, trainer.contract
-            ),
-            "cleanup",
-            Placement(
-                image=trainer.image,
-                image_pull_policy=snapshot.facts.image_pull_policy,
-                profile=known,
-                storage=Storage(store=parse_store(removal.store)),
-                credentials=CredentialsMount(store=secret),
-            ),
-            nonce_key=snapshot.facts.nonce_key,
-        )
-    )
-    return Working(Reason.CLEANING_UP, f"{removal.folder} is being removed")
-
-
-def _trouble(removal: Removal, reason: Reason, message: str, recheck_seconds: float) -> Blocked:
-    advised = f"{message}; the operator retries every 5 minutes for a day; {removal.advice}"
-    return Blocked(reason, advised, recheck_seconds)
+    return job.run(draft)
 
 
 def folder_name(evaluation: Evaluation, number: int) -> str:

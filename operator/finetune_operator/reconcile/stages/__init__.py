@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road of a stage, the same for runs and Datasets.
+"""Stages and their Jobs, the same for all kinds.
 
-`advance` follows the stage's Jobs and answers with the result, with how the pass ends, or with the Job that
-is needed next. The caller builds that Job, and `start` creates it. `STAGES` has what differs between stages.
+`runner.run_stage` takes a stage of a `StageOwner` to its result, or says how the pass ends. `repeated_jobs`
+does so for Jobs that are repeated until they succeed. `STAGES` has what differs between stages.
 """

@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner of a stage: starts its Job, follows it, reads its result, retries it.
+"""The runner of a stage: it creates the stage's Job, follows it to its result, and retries it.
 
-How a pass ends while the Job of a stage is unfinished.
-
-Retry a failed stage. A stage that uses devices is retried only after a check of the store without them.
-
-Read the result of a stage from the store if its pod is gone.
-
-A Job whose pods cannot start is created again if a new one would have other pods.
-
-Pods keep the template of their Job. Without this, a corrected ComputeProfile would not reach the objects that
-wait for the correction.
-
-Create the Job that `advance` needs.
-
-Follow the Job of one stage to its result.
+- A stage that uses devices is retried only after a check of the store without them.
+- The result of a stage whose pod is gone is read from the store.
+- A Job whose pods cannot start is created again if a new one would have other pods: pods keep the template of
+  their Job, so a corrected ComputeProfile would not reach them.
 """
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
-from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, non_retryable_exit_codes
+from finetune_operator.manifests.configs import collect_config
+from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, build_stage_job, non_retryable_exit_codes
 from finetune_operator.manifests.pod_shape import find_changed_origin
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
@@ -39,6 +29,8 @@ from finetune_operator.observe.pod_status import (
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, Failed, PlanBuilder, Working
+from finetune_operator.reconcile.platform.budgets import check_budget
+from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.stages import retries
 from finetune_operator.reconcile.stages.gang_deadlock import (
     RECHECK_SECONDS,
@@ -62,17 +54,19 @@ from finetune_operator.reconcile.stages.jobs import (
 )
 from finetune_operator.reconcile.stages.retries import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.stage_request import (
-    Answer,
-    CannotStart,
+    BuiltJob,
+    JobPurpose,
     Outcome,
     StageFailed,
-    StagePass,
+    StageOwner,
     StageRequest,
-    StartNeeded,
+    StageSetting,
 )
+from finetune_operator.stage_table import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Stage
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 
 
 def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:
@@ -152,8 +146,14 @@ def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Workin
 
 
 def retry_stage(
-    draft: PlanBuilder, job: Manifest, result: StageResult, request: StageRequest, *, with_probe: bool
-) -> Answer:
+    draft: PlanBuilder,
+    job: Manifest,
+    result: StageResult,
+    request: StageRequest,
+    owner: StageOwner,
+    *,
+    with_probe: bool,
+) -> Outcome:
     """Wait until the next attempt is due, then delete the failed Job so that a new one can be created.
 
     Args:
@@ -178,7 +178,7 @@ def retry_stage(
         draft.remove(job)
         return retry
     checking = replace(retry, halt=_checking(request, None))
-    return checking if is_old else StartNeeded("probe", checking)
+    return checking if is_old else _start(draft, request, owner, "probe", checking)
 
 
 def _checking(request: StageRequest, requeue_after: float | None) -> Working:
@@ -232,13 +232,13 @@ def _probed(
     return retries.wait_until(due, found, status, snapshot.now)
 
 
-def collect(draft: PlanBuilder, request: StageRequest) -> Answer:
+def collect(draft: PlanBuilder, request: StageRequest, owner: StageOwner) -> Outcome:
     """The result, which a small Job reads from the store."""
     snapshot = draft.snapshot
     job = snapshot.children[JOB].get(request.names.collect)
     reading = Working(Reason.COLLECTING, f"reading the result of {request.stage} from the store")
     if job is None:
-        return StartNeeded("collect", reading)
+        return _start(draft, request, owner, "collect", reading)
     if is_foreign(job):
         return report_foreign_job(job)
     pods = pods_of(job, snapshot)
@@ -256,7 +256,7 @@ def collect(draft: PlanBuilder, request: StageRequest) -> Answer:
     if result.outcome == "Succeeded":
         return result
     if result.reason in RETRYABLE_REASONS:
-        return retry_stage(draft, job, result, request, with_probe=False)
+        return retry_stage(draft, job, result, request, owner, with_probe=False)
     return _lost(request, result.message)
 
 
@@ -335,51 +335,66 @@ def cannot_start(job: Manifest, pods: list[Manifest], waiting: Working | Blocked
 
 
 def recreate_job(
-    draft: PlanBuilder, stuck: CannotStart, new: Manifest | Blocked | Failed | Working
-) -> Working | None:
-    """Delete the Job, so that another pass creates it. None: it stays.
+    draft: PlanBuilder, request: StageRequest, owner: StageOwner, job: Manifest, waiting: Working | Blocked
+) -> Working | Blocked:
+    """Delete a Job that cannot start if a new one would have other pods. Another pass then creates it.
 
     Args:
-        new: the Job that the caller would create now, or why it cannot be created now.
+        waiting: how the pass ends if the Job stays.
     """
+    trial = owner.trial()
+    if trial is None:
+        return waiting
+    new = build_job(draft.snapshot, request, trial, "stage")
     if isinstance(new, Blocked | Failed | Working):
-        return None
-    images_count = stuck.waiting.reason == Reason.IMAGE_UNAVAILABLE
-    cause = find_changed_origin(stuck.job, new, images_count=images_count)
+        return waiting
+    images_count = waiting.reason == Reason.IMAGE_UNAVAILABLE
+    cause = find_changed_origin(job, new, images_count=images_count)
     if cause is None:
-        return None
-    draft.remove(stuck.job)
-    name = stuck.job["metadata"]["name"]
-    message = f"Job {name}, which did not start, is created again: {cause} has changed"
-    return Working(Reason.QUEUED, message)
+        return waiting
+    draft.remove(job)
+    owner.adopt(trial)
+    name = job["metadata"]["name"]
+    return Working(Reason.QUEUED, f"Job {name}, which did not start, is created again: {cause} has changed")
 
 
-def has_run(run: StagePass[Any], stage: Stage) -> bool:
-    """Whether a pod of the stage has run, by what the status recorded of it.
+def build_job(snapshot: Snapshot, request: StageRequest, owner: StageOwner, purpose: JobPurpose) -> BuiltJob:
+    """The Job for this purpose, or why it cannot be created now."""
+    stage: JobStage = request.stage if purpose == "stage" else "collect"
+    setting = owner.setting(stage)
+    if not isinstance(setting, StageSetting):
+        return setting
+    inputs, profile = setting.config, setting.job.profile
+    config: StageConfig | Blocked | Failed
+    if purpose == "stage":
+        over = check_budget(profile, request.stage, inputs.owner.namespace, snapshot)
+        if over is not None:
+            return over
+        owner.keep()
+        config = owner.config(inputs)
+        if not isinstance(config, StageConfig):
+            return config
+        unsent = check_config(config, profile)
+        if unsent is not None:
+            return unsent
+    else:
+        # Reading a stored result shows whether the store answers; a probe also writes a file.
+        config = collect_config(inputs, request.stage, probe=purpose == "probe")
+    return build_stage_job(inputs.owner, request.names.of_purpose(purpose), stage, config, setting.job)
 
-    A pod that was evicted is gone from the API, and a Job does not count it.
-    """
-    status = run.status
-    usage, progress = status.usage, status.progress
-    return (
-        status.retry is not None
-        or (usage is not None and usage.name == stage)
-        or (progress is not None and progress.stage == stage and progress.total_steps > 0)
-        or any(each.name == stage for each in status.stages)
-    )
 
-
-def start(
-    draft: PlanBuilder, request: StageRequest, needed: StartNeeded, job: Manifest | Blocked | Failed | Working
+def _start(
+    draft: PlanBuilder, request: StageRequest, owner: StageOwner, purpose: JobPurpose, then: Working | Retry
 ) -> Outcome:
     """Create the Job, and before a stage's own Job what its pods need of each other.
 
     Args:
-        job: what the caller built for `needed.purpose`, or why it cannot be built now.
+        then: how the pass ends after the Job is created.
     """
+    job = build_job(draft.snapshot, request, owner, purpose)
     if isinstance(job, Blocked | Failed | Working):
         return job
-    if needed.purpose == "stage":
+    if purpose == "stage":
         add_peer_objects(draft, request)
         if request.peers is not None:
             draft.create.append(Create(request.peers.key, same="Unread"))
@@ -387,7 +402,7 @@ def start(
             EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.names.stage}{request.note}"
         )
     draft.start_job(job)
-    return needed.then
+    return then
 
 
 def add_peer_objects(draft: PlanBuilder, request: StageRequest) -> None:
@@ -401,10 +416,10 @@ def add_peer_objects(draft: PlanBuilder, request: StageRequest) -> None:
     ]
 
 
-def advance(draft: PlanBuilder, request: StageRequest) -> Answer:
-    """The stage's result, how the pass ends, or the Job that is needed next.
+def run_stage(draft: PlanBuilder, request: StageRequest, owner: StageOwner) -> Outcome:
+    """The stage's result, or how the pass ends. Creates the Job that is needed next.
 
-    If a Job disappears before its result is recorded, a new one is needed once the old pod has ended: the
+    If a Job disappears before its result is recorded, a new one is created once the old pod has ended: the
     stage then finds its own result in the store, or resumes.
     """
     snapshot = draft.snapshot
@@ -419,7 +434,8 @@ def advance(draft: PlanBuilder, request: StageRequest) -> Answer:
         if held is not None:
             return held
         created = "pods are" if request.peers is not None else "pod is"
-        return StartNeeded("stage", Working(Reason.QUEUED, f"the {request.stage} {created} being created"))
+        then = Working(Reason.QUEUED, f"the {request.stage} {created} being created")
+        return _start(draft, request, owner, "stage", then)
     pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
         message = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
@@ -429,10 +445,12 @@ def advance(draft: PlanBuilder, request: StageRequest) -> Answer:
     if has_ended(job, "Complete"):
         result = find_success(pods, job, request.expected)
         answer = result or until_settled(job, "Complete", request, snapshot.now)
-        lost = collect if request.row.stores_result else partial(_again, job=job, pods=pods)
-        return answer or lost(draft, request)
+        if answer is not None:
+            return answer
+        stored = request.row.stores_result
+        return collect(draft, request, owner) if stored else _again(draft, request, job, pods)
     if has_ended(job, "Failed"):
-        return _failed(draft, job, pods, request)
+        return _failed(draft, job, pods, request, owner)
     add_peer_objects(draft, request)
     waiting = report_unfinished(job, pods, request, snapshot)
     if is_partly_scheduled(job, pods):
@@ -440,7 +458,9 @@ def advance(draft: PlanBuilder, request: StageRequest) -> Answer:
         if given_back is not None:
             return given_back
         waiting = recheck(waiting, RECHECK_SECONDS)
-    return CannotStart(job, waiting) if cannot_start(job, pods, waiting) else waiting
+    if not cannot_start(job, pods, waiting):
+        return waiting
+    return recreate_job(draft, request, owner, job, waiting)
 
 
 def _again(
@@ -457,7 +477,9 @@ def _again(
     return Working(Reason.QUEUED, f"the pod with the result of {request.stage} is gone: it runs again")
 
 
-def _failed(draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: StageRequest) -> Answer:
+def _failed(
+    draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: StageRequest, owner: StageOwner
+) -> Outcome:
     if not pods or any("terminated" not in container_state(pod) for pod in newest_per_index(pods)):
         settling = until_settled(job, "Failed", request, draft.snapshot.now)
         if settling is not None:
@@ -468,4 +490,4 @@ def _failed(draft: PlanBuilder, job: Manifest, pods: list[Manifest], request: St
         return StageFailed(trouble.reason, trouble.message, None)
     if result.reason not in RETRYABLE_REASONS:
         return StageFailed(result.reason or Reason.STAGE_FAILED, result.message, result)
-    return retry_stage(draft, job, result, request, with_probe=request.row.uses_devices)
+    return retry_stage(draft, job, result, request, owner, with_probe=request.row.uses_devices)

@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pass requests of a stage and what `advance` answers: the types that kinds and runner share.
-
-What a caller requests of a stage, and what `advance` can answer.
-
-One pass over an object with stages: its new status and its draft.
-"""
+"""What kinds and runner share: a stage that should have a result, its owner, its result, and a pass."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from finetune_operator.api.evaluation_resource import EvaluationResourceStatus
 from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.api.meta import Resource
 from finetune_operator.api.stage_status import RetryStatus
+from finetune_operator.manifests.jobs import JobInputs
 from finetune_operator.manifests.labels import stage_job_name
+from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, Failed, PlanBuilder, Working
 from finetune_operator.reconcile.stages.jobs import Expected
 from finetune_operator.reconcile.stages.retries import Retry
-from finetune_operator.stage_table import STAGES, StageRow
+from finetune_operator.stage_table import STAGES, JobStage, StageRow
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -112,26 +110,44 @@ def fail_without_result(stage: Stage) -> Failed:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StartNeeded:
-    """A Job that does not exist: the caller builds it and passes it to `start`."""
-
-    purpose: JobPurpose
-    then: Working | Retry
-    """How the pass ends after the Job is created."""
+BuiltJob = Manifest | Blocked | Failed | Working
+"""A Job to create, or why it cannot be created now."""
 
 
 @dataclass(frozen=True, slots=True)
-class CannotStart:
-    """No pod of the stage's Job can start: the caller passes the Job that it would create now to
-    `create_again`."""
+class StageSetting:
+    """What the Job of a stage is built of, besides its config."""
 
-    job: Manifest
-    waiting: Working | Blocked
-    """How the pass ends if the Job stays."""
+    config: StageInputs
+    job: JobInputs
 
 
-Answer = Outcome | StartNeeded | CannotStart
+class StageOwner(ABC):
+    """The object for which the runner runs a stage."""
+
+    @abstractmethod
+    def setting(self, stage: JobStage) -> StageSetting | Blocked | Failed:
+        """What a Job is built of, or which prerequisite is missing.
+
+        Args:
+            stage: the stage of the request, or collect, which reads its result.
+        """
+
+    @abstractmethod
+    def config(self, inputs: StageInputs) -> StageConfig | Blocked | Failed:
+        """The config of the stage of the request."""
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Record what the first Job decides for later ones."""
+
+    @abstractmethod
+    def trial(self) -> Self | None:
+        """The owner as it would begin the stage now; None once a pod of the stage has run."""
+
+    @abstractmethod
+    def adopt(self, trial: Self) -> None:
+        """Take over what a new Job decides, as `trial` has recorded it."""
 
 
 S = TypeVar("S", FineTuneJobStatus, EvaluationResourceStatus)
@@ -150,6 +166,20 @@ class StagePass(ABC, Generic[S]):
     @abstractmethod
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the stage's Jobs."""
+
+    def has_run(self, stage: Stage) -> bool:
+        """Whether a pod of the stage has run, by what the status recorded of it.
+
+        A pod that was evicted is gone from the API, and a Job does not count it.
+        """
+        status = self.status
+        usage, progress = status.usage, status.progress
+        return (
+            status.retry is not None
+            or (usage is not None and usage.name == stage)
+            or (progress is not None and progress.stage == stage and progress.total_steps > 0)
+            or any(each.name == stage for each in status.stages)
+        )
 
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""

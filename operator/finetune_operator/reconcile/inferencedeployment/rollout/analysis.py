@@ -22,7 +22,6 @@ from finetune_operator.api.rollout_analysis import (
 )
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
 from finetune_operator.manifests.analysis_job import (
-    AnalysisImage,
     MeasuredPods,
     analyze_config,
     build_analysis_job,
@@ -208,8 +207,8 @@ class Analysis:
             duration_seconds=phase.duration_seconds,
             bake_seconds=phase.bake_seconds,
         )
-        image = AnalysisImage(trainer.image, facts.image_pull_policy, facts.nonce_key)
-        return build_analysis_job(self.endpoint, self.revision, self.name, config, image)
+        inputs = facts.job_inputs(trainer.image, self.revision.profile)
+        return build_analysis_job(self.endpoint, self.name, config, inputs)
 
     def _probed_models(self) -> Iterator[ProbedModel]:
         """The models, with the rows of the stable revision's model of this name, else with their own."""
