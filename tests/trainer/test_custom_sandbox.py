@@ -167,7 +167,7 @@ def test_a_reply_and_a_line_without_end_do_not_fill_the_memory(caplog: pytest.Lo
     flooding = (
         "import os\n"
         "def metric(row, answer):\n"
-        "    print('x' * 100_000_000, end='')\n"
+        "    print('x' * 10_000_000, end='')\n"
         "    for number in range(3, 20):\n"
         "        try:\n"
         "            while True:\n"
