@@ -44,8 +44,6 @@ class StageRow:
     """Whether `maxRunSeconds` of the run and `limits.runSeconds` of the profile limit its running time."""
     grace_seconds: int | None = None
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
-    mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges", "tasks"]] = frozenset()
-    """Inputs of the run, besides the store, that its pod mounts; of judges, their Secrets."""
     profile: ProfileField = "compute"
     """Block of the run's spec that names its ComputeProfile."""
     confirm_absent: bool = False
@@ -76,13 +74,11 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         resources=PodResources(cpu="100m", memory="1536Mi"),
         running=Reason.PREPARING,
         condition=ConditionType.DATASET_READY,
-        mounts=frozenset({"source"}),
     ),
     "preflight": StageRow(
         resources=PodResources(cpu="500m", memory="3Gi"),
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
-        mounts=frozenset({"base_model", "custom_metrics", "judges", "tasks"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),
@@ -104,7 +100,6 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         devices="needed",
-        mounts=frozenset({"custom_metrics", "judges", "tasks"}),
         profile="evaluation",
         per_champion=True,
     ),
@@ -115,7 +110,6 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         profile="evaluation",
-        mounts=frozenset({"custom_metrics"}),
         per_champion=True,
         stores_result=False,
         isolated=True,

@@ -35,18 +35,12 @@ DATA: Final = PRODUCT[1] / "data"
 RECONCILE: Final = PRODUCT[0] / "reconcile"
 STAGE_MODULES: Final = {
     "prepare": {"dataset/source_check.py", "finetunejob/inputs.py"},
-    "preflight": {"finetunejob/preflight.py"},
+    "preflight": {"finetunejob/preflight.py", "features/feature.py"},
     "train": {"finetunejob/train.py"},
-    "evaluate": {"evaluation_stages.py"},
-    "score": {"evaluation_stages.py"},
+    "evaluate": {"evaluation_stages.py", "features/feature.py"},
+    "score": {"features/custom_metrics.py"},
     "analyze": set(),
-    "collect": {
-        "dataset/source_check.py",
-        "evaluation/measurement.py",
-        "finetunejob/stage.py",
-        "stages/runner.py",
-        "stages/stage_request.py",
-    },
+    "collect": {"stages/runner.py", "stages/stage_request.py"},
     "cleanup": {"records/content_removal.py"},
     "download": {"inferencedeployment/revision/base_model.py"},
     "fill": {"features/model_cache.py"},

@@ -6,8 +6,9 @@ Evaluation of trained models, and its gates: the same fields in FineTuneJob and 
 Scores and verdicts of an evaluation, for the status of FineTuneJob, Evaluation and Checkpoint.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -35,8 +36,16 @@ from finetune_trainer.contract.evaluation import (
     MetricOptionsFields,
     PromptedFields,
 )
-from finetune_trainer.contract.metrics import DEFAULT_METRICS, JUDGE, TASK
-from finetune_trainer.contract.vocabulary import SplitName, join_names
+from finetune_trainer.contract.metrics import (
+    ANSWERS,
+    DEFAULT_METRICS,
+    JUDGE,
+    METRICS,
+    TASK,
+    is_named_by_user,
+)
+from finetune_trainer.contract.own_metrics import Opponent
+from finetune_trainer.contract.vocabulary import SplitName, Subject, join_names
 
 MAX_GATES: Final = 16
 
@@ -247,6 +256,54 @@ class EvaluationSettings(Model):
             " an Evaluation, the cluster's default ComputeProfile."
         ),
     ] = None
+
+    @property
+    def opponents(self) -> dict[str, Opponent]:
+        """By metric of a judge, whose answers it compares with those of the tuned model."""
+        return {f"{JUDGE}/{judge.name}": judge.against for judge in self.judges}
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The tuned model, and the models to compare it with in the order of the contract."""
+        gates = (gate.over for gate in self.gates)
+        compared = {"Tuned", *self.compare, *gates, *self.opponents.values()}
+        return tuple(subject for subject in get_args(Subject) if subject in compared)
+
+    @property
+    def compares_live(self) -> bool:
+        """Whether the champion of the model line is measured."""
+        return "Live" in self.subjects
+
+    def is_over_live(self, gate: Gate) -> bool:
+        """Whether a gate compares with the champion."""
+        return "Live" in {gate.over, self.opponents.get(gate.metric)}
+
+    @property
+    def measured_metrics(self) -> tuple[str, ...]:
+        """The requested metrics and those of the gates: built-in ones in the order of their table.
+
+        Those that users name are computed from the answers, for which one metric is measured.
+        """
+        wanted = dict.fromkeys((*self.metrics, *(gate.metric for gate in self.gates)))
+        measured = [metric for metric in METRICS if metric in wanted]
+        if self._lacks_answers(measured):
+            measured.insert(0, next(metric for metric, info in METRICS.items() if info.needs == ANSWERS))
+        others = (metric for metric in wanted if metric not in METRICS and not is_named_by_user(metric))
+        return (*measured, *others)
+
+    def reads_answers(self, metric: str) -> bool:
+        """Whether a metric reads generated answers."""
+        # The most likely label is chosen without generating anything.
+        chosen = {"labels"} if self.options is not None and self.options.constrained_labels else set()
+        needs = METRICS[metric].needs if metric in METRICS else frozenset()
+        return "answers" in needs and not needs & chosen
+
+    def _lacks_answers(self, measured: Iterable[str]) -> bool:
+        """Whether something reads answers that no measured metric needs."""
+        if self.judges:
+            return not any(map(self.reads_answers, measured))
+        reads = any("answers" in METRICS[each].needs for each in measured)
+        return bool(self.custom_metrics) and not reads
 
 
 MAX_SCORES: Final = 80

@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config of each stage, from the API's types.
-
-Builders of the configs of evaluate and score, for runs and for Evaluations.
-
-Builders of the config of each stage, from the API's types.
-"""
+"""The config of each stage, from the API's types."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypedDict, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypedDict, cast
 
 from pydantic import JsonValue
 
 from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset import DataPreparation, RowSource
-from finetune_operator.api.evaluation import EvaluationSettings, Gate
+from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.finetune_job import FineTuneJobSpec
 from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.training import Method, ResolvedHyperparameters
 from finetune_operator.manifests.answer_engine import AnsweringModel, choose_answer_engine
-from finetune_operator.manifests.own_metrics import mount_metrics, mount_tasks
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.manifests.volumes import parse_source, secret_mount
 from finetune_operator.manifests.weights import EvaluatedWeights
@@ -57,8 +51,8 @@ from finetune_trainer.contract.evaluation import (
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import TYPES, LoRA, Preference, RequestedLoRA, RequestedMethod
 from finetune_trainer.contract.method import Method as ContractMethod
-from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, Metric, is_named_by_user
-from finetune_trainer.contract.own_metrics import Judge, Opponent
+from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.own_metrics import CustomMetric as MountedMetric
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, StoreConfig
 from finetune_trainer.contract.results import SourceRows
 from finetune_trainer.contract.vocabulary import (
@@ -67,15 +61,15 @@ from finetune_trainer.contract.vocabulary import (
     CheckpointType,
     SplitName,
     Stage,
-    Subject,
 )
 
-COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
+FeatureFields: TypeAlias = Mapping[str, Any]
+"""Fields of a config that belong to the features of an evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredData:
-    """The rows that an evaluation measures on, and the recorded sources of the user's metrics."""
+    """The rows that an evaluation measures on."""
 
     dataset: str
     """Digest of the rows' DatasetVersion."""
@@ -86,10 +80,6 @@ class MeasuredData:
     """Digest of the rows that the weights were trained on; None if they are not recorded any more."""
     shows_training: bool = False
     """Whether Prompted shows rows of `training`, and not training rows of `dataset`."""
-    tasks: Mapping[str, str] = field(default_factory=dict)
-    """Digest of the files of each task, by name; empty before they are recorded."""
-    custom_metrics: Mapping[str, str] = field(default_factory=dict)
-    """Digest of the source of each custom metric, in the same way."""
 
 
 def evaluate_config(
@@ -98,6 +88,7 @@ def evaluate_config(
     weights: EvaluatedWeights,
     data: MeasuredData,
     *,
+    features: FeatureFields,
     step_timeout_seconds: int | None,
     live: LiveModel | None = None,
     live_adapter: AdapterRecord | None = None,
@@ -106,11 +97,11 @@ def evaluate_config(
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
 
     Args:
+        features: fields of the features that the evaluation uses.
         live: the champion to compare with, if the evaluation does and the model line has one.
         live_adapter: properties of its adapter; None if they are not recorded.
         profile: ComputeProfile of the stage, whose engine generates the answers.
     """
-    subjects = select_subjects(evaluation)
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
@@ -124,8 +115,8 @@ def evaluate_config(
         quantized_base=weights.quantized_base,
         split=data.split,
         chat_template_kwargs=weights.chat_template_kwargs,
-        metrics=select_metrics(evaluation),
-        subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
+        metrics=evaluation.measured_metrics,
+        subjects=tuple(subject for subject in evaluation.subjects if subject != "Live" or live is not None),
         live=live,
         max_sequence_length=weights.hyperparameters.max_sequence_length,
         seed=weights.hyperparameters.seed,
@@ -136,15 +127,19 @@ def evaluate_config(
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
         group_by=data.group_by,
-        judges=mount_judges(evaluation, has_champion=live is not None),
         checks=EvaluationChecks(**_fields(evaluation.checks)),
-        tasks=mount_tasks(evaluation.tasks, data.tasks),
-        custom_metrics=mount_metrics(evaluation.custom_metrics, data.custom_metrics),
+        **features,
         answer_engine=_answer_engine(profile, evaluation, weights, live, live_adapter),
     )
 
 
-def score_config(inputs: StageInputs, evaluation: EvaluationSettings, data: MeasuredData) -> ScoreConfig:
+def score_config(
+    inputs: StageInputs,
+    evaluation: EvaluationSettings,
+    data: MeasuredData,
+    *,
+    custom_metrics: tuple[MountedMetric, ...],
+) -> ScoreConfig:
     """The config of score, whose pod has no store and reports no progress."""
     return ScoreConfig(
         contract=inputs.contract_version,
@@ -155,7 +150,7 @@ def score_config(inputs: StageInputs, evaluation: EvaluationSettings, data: Meas
         dataset_path=DATASET_MOUNT,
         split=data.split,
         group_by=data.group_by,
-        metrics=mount_metrics(evaluation.custom_metrics, data.custom_metrics),
+        metrics=custom_metrics,
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
     )
 
@@ -167,7 +162,7 @@ def _answer_engine(
     live: LiveModel | None,
     live_adapter: AdapterRecord | None,
 ) -> AnswerEngine | None:
-    if profile is None or not generates_answers(evaluation):
+    if profile is None or not any(map(evaluation.reads_answers, evaluation.measured_metrics)):
         return None
     models = [AnsweringModel("the evaluated Checkpoint", weights.adapter)]
     if live is not None:
@@ -175,73 +170,9 @@ def _answer_engine(
     return choose_answer_engine(profile, models, evaluation.extra_engine_arguments)
 
 
-def generates_answers(evaluation: EvaluationSettings) -> bool:
-    """Whether a metric reads generated answers."""
-    return any(_reads_answers(evaluation, metric) for metric in select_metrics(evaluation))
-
-
-def _reads_answers(evaluation: EvaluationSettings, metric: Metric) -> bool:
-    options = evaluation.options
-    # The most likely label is chosen without generating anything.
-    chosen = {"labels"} if options is not None and options.constrained_labels else set()
-    needs = METRICS[metric].needs if metric in METRICS else frozenset()
-    return "answers" in needs and not needs & chosen
-
-
-def mount_judges(evaluation: EvaluationSettings | None, *, has_champion: bool = True) -> tuple[Judge, ...]:
-    """The judges as a pod uses them; without a champion, none compares with it."""
-    return tuple(
-        Judge(
-            **judge.model_dump(exclude={"credentials_secret_ref"}),
-            credentials=secret_mount("judge", secret.name if secret else None, number),
-        )
-        for number, judge in enumerate(evaluation.judges if evaluation else ())
-        if judge.against != "Live" or has_champion
-        for secret in (judge.credentials_secret_ref,)
-    )
-
-
-def map_opponents(evaluation: EvaluationSettings) -> dict[str, Opponent]:
-    """By metric of a judge, whose answers it compares with those of the tuned model."""
-    return {f"{JUDGE}/{judge.name}": judge.against for judge in evaluation.judges}
-
-
-def is_over_live(evaluation: EvaluationSettings, gate: Gate) -> bool:
-    """Whether a gate compares with the champion."""
-    return "Live" in {gate.over, map_opponents(evaluation).get(gate.metric)}
-
-
-def select_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
-    """The requested metrics and those of the gates: built-in ones in the order of their table.
-
-    Those that users name are computed from the answers, for which one metric is measured.
-    """
-    wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
-    measured = [metric for metric in METRICS if metric in wanted]
-    if _lacks_answers(evaluation, measured):
-        measured.insert(0, next(metric for metric, info in METRICS.items() if info.needs == ANSWERS))
-    others = (metric for metric in wanted if metric not in METRICS and not is_named_by_user(metric))
-    return (*measured, *others)
-
-
-def _lacks_answers(evaluation: EvaluationSettings, measured: Sequence[str]) -> bool:
-    """Whether something reads answers that no measured metric needs."""
-    if evaluation.judges:
-        return not any(_reads_answers(evaluation, metric) for metric in measured)
-    reads = any("answers" in METRICS[each].needs for each in measured)
-    return bool(evaluation.custom_metrics) and not reads
-
-
 def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
     """The options of the metrics."""
     return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
-
-
-def select_subjects(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
-    """The tuned model, and the models to compare it with in the order of the contract."""
-    gates = (gate.over for gate in evaluation.gates)
-    compared = {*evaluation.compare, *gates, *map_opponents(evaluation).values()}
-    return ("Tuned", *(subject for subject in COMPARED if subject in compared))
 
 
 def _fields(part: Model | None) -> dict[str, Any]:
@@ -346,7 +277,9 @@ def template_arguments_of(kwargs: Mapping[str, JsonValue] | None) -> ChatTemplat
     return cast(ChatTemplateKwargs, kwargs or {})
 
 
-def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved) -> PreflightConfig:
+def preflight_config(
+    inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved, features: FeatureFields
+) -> PreflightConfig:
     """The config of preflight, which checks the base model and the data.
 
     A run that continues from a Checkpoint reads its base model from the store, and not from a mounted volume.
@@ -356,7 +289,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     given, secret, requested = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
     is_recorded = given.uri in (None, resolved.base_model_uri)
-    metrics = () if spec.evaluation is None else select_metrics(spec.evaluation)
+    metrics = () if spec.evaluation is None else spec.evaluation.measured_metrics
     return PreflightConfig(
         **inputs.shared,
         base_model_uri=given.uri or resolved.base_model_uri or "",
@@ -388,9 +321,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         slice_by=None if spec.evaluation is None else spec.evaluation.slice_by,
         learning_curve=(shares := _curve_shares(spec)),
         max_run_seconds=inputs.max_run_seconds if shares else None,
-        custom_metrics=mount_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
-        judges=mount_judges(spec.evaluation),
-        tasks=mount_tasks(spec.evaluation.tasks) if spec.evaluation else (),
+        **features,
         **_test_rows(spec, resolved),
     )
 

@@ -45,6 +45,7 @@ from finetune_operator.manifests.volumes import (
     NO_VOLUMES,
     Location,
     Volumes,
+    config_map_source,
     join_volumes,
     memory_volume,
     one_volume,
@@ -253,8 +254,7 @@ def _locations(config: JobConfig) -> Iterator[tuple[str, Location, str]]:
 
 def _location_source(location: Location) -> Manifest:
     if location.scheme == "configmap":
-        # Optional: the pod starts without it, and its result reports what is missing.
-        return {"configMap": {"name": location.name, "optional": True}}
+        return config_map_source(location.name)
     return {"persistentVolumeClaim": {"claimName": location.name, "readOnly": True}}
 
 

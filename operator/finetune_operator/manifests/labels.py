@@ -96,6 +96,14 @@ def store_annotations(store: str | None, secret: str | None) -> dict[str, str]:
     return {key: value for key, value in marks.items() if value}
 
 
+def stage_object_name(owner: Resource, stage: str) -> str:
+    """`<stage>-<owner>-<5 hex>`: name of the objects of a stage beside its Jobs.
+
+    It begins with a letter, as the name of a Service must.
+    """
+    return f"{stage}-{owner.name}-{short_hash(owner.uid, stage)}"
+
+
 def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:
     """`<owner>-<stage>-<5 hex>`: equal for the same object and stage, different for a re-created object.
 

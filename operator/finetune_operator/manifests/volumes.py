@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pydantic import JsonValue
+
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, CREDENTIALS_MOUNT, STORE_MOUNT
 from finetune_trainer.contract.references import SecretMount, StoreConfig
@@ -136,6 +138,12 @@ def one_volume(name: str, source: Manifest, path: str, *, read_only: bool = True
     """A volume that is mounted at this path."""
     mount = {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
     return Volumes(({"name": name, **source},), (mount,))
+
+
+def config_map_source(name: str, **fields: JsonValue) -> Manifest:
+    """The source of a volume. It is optional: the pod starts without it, and its result reports what is
+    missing."""
+    return {"configMap": {"name": name, **fields, "optional": True}}
 
 
 def join_volumes(parts: Iterable[Volumes]) -> Volumes:

@@ -34,7 +34,6 @@ from finetune_operator.api.evaluation import (
     Verdict,
 )
 from finetune_operator.api.meta import Name
-from finetune_operator.manifests.configs import is_over_live, map_opponents
 from finetune_operator.status.conditions import shorten
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
@@ -323,7 +322,7 @@ def evaluation_status(
     """
     # A champion that was measured decides, even if it was deleted since.
     had_champion = champion is not None or result.live is not None
-    measured = Measurements.of(result, has_champion=had_champion, opponents=map_opponents(spec))
+    measured = Measurements.of(result, has_champion=had_champion, opponents=spec.opponents)
     gates, verdict = decide_gates(spec.gates, measured)
     engine = result.engine
     # Vetoes first, so that a long list of findings cannot hide them.
@@ -359,8 +358,8 @@ def drop_other_champions(
     """
     if result.live == digest:
         return result
-    over_live = {index for index, gate in enumerate(spec.gates) if is_over_live(spec, gate)}
-    judges = {metric for metric, against in map_opponents(spec).items() if against == "Live"}
+    over_live = {index for index, gate in enumerate(spec.gates) if spec.is_over_live(gate)}
+    judges = {metric for metric, against in spec.opponents.items() if against == "Live"}
     other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
     return result.model_copy(
         update={

@@ -16,10 +16,10 @@ from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Reject
 from finetune_operator.engine.executor import EventRecorder, Executor
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER, SELECTOR
-from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan
+from finetune_operator.reconcile.features.peers import KEY_BYTES
 from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot, is_terminating
 from finetune_operator.reconcile.passes import block

@@ -21,10 +21,10 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
-from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.observe.admission import UNKNOWN
 from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
+from finetune_operator.reconcile.features.peers import KEY_BYTES
 from finetune_operator.reconcile.inputs.related_types import JOB_UID as WORKLOAD_JOB
 from finetune_operator.reconcile.inputs.related_types import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot

@@ -35,7 +35,7 @@ def job_and_inputs(**spec: Any) -> tuple[FineTuneJob, StageInputs]:
 
 def preflight(**spec: Any) -> PreflightConfig:
     job, inputs = job_and_inputs(**spec)
-    return preflight_config(inputs, job.spec, Resolved(dataset_digest=ROWS))
+    return preflight_config(inputs, job.spec, Resolved(dataset_digest=ROWS), {})
 
 
 def train(
@@ -105,6 +105,7 @@ def evaluate(live: LiveModel | None = None, **spec: Any) -> EvaluateConfig:
         job.spec.evaluation,
         weights,
         MeasuredData(dataset=ROWS),
+        features={},
         step_timeout_seconds=job.spec.compute.step_timeout_seconds,
         live=live,
     )
@@ -212,7 +213,7 @@ def test_arguments_for_the_chat_template_reach_preflight_and_training() -> None:
     resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS, chat_template_kwargs=arguments)
 
     configs = (
-        preflight_config(inputs, job.spec, resolved),
+        preflight_config(inputs, job.spec, resolved, {}),
         train_config(inputs, job.spec, resolved, ResolvedHyperparameters(**HYPERPARAMETERS.model_dump())),
     )
 
@@ -240,6 +241,6 @@ def test_only_a_learning_curve_depends_on_the_time_of_the_run() -> None:
     curves = [train_config(each, job.spec, resolved, chosen) for each in (short, long)]
     assert [config.max_run_seconds for config in curves] == [600, 6000]
     assert curves[0].digest == curves[1].digest
-    assert preflight_config(short, job.spec, resolved).max_run_seconds == 600
+    assert preflight_config(short, job.spec, resolved, {}).max_run_seconds == 600
     assert train_config(short, plain.spec, resolved, chosen).max_run_seconds is None
-    assert preflight_config(short, plain.spec, resolved).max_run_seconds is None
+    assert preflight_config(short, plain.spec, resolved, {}).max_run_seconds is None

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate, Score
-from finetune_operator.manifests.configs import select_metrics, select_subjects
 from finetune_operator.reconcile.verdicts import Measurements, decide_gates
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.results import Score as MeasuredScore
@@ -65,14 +64,14 @@ def test_preflight_and_evaluate_get_the_judges_and_their_secrets() -> None:
 )
 def test_a_judge_needs_generated_answers(settings: dict[str, Any], metrics: tuple[str, ...]) -> None:
     spec = EvaluationSettings.model_validate({"judges": [TONE], "gates": [GATE], **settings})
-    assert select_metrics(spec) == metrics
+    assert spec.measured_metrics == metrics
 
 
 def test_the_opponent_is_measured() -> None:
     spec = {"compare": [], "judges": [{**TONE, "against": "Prompted"}]}
-    assert select_subjects(EvaluationSettings.model_validate(spec)) == ("Tuned", "Prompted")
+    assert EvaluationSettings.model_validate(spec).subjects == ("Tuned", "Prompted")
     reference = {"compare": [], "judges": [{**TONE, "against": "Reference"}]}
-    assert select_subjects(EvaluationSettings.model_validate(reference)) == ("Tuned",)
+    assert EvaluationSettings.model_validate(reference).subjects == ("Tuned",)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.reconcile.finetunejob.evaluation import MAX_RENEWALS
+from finetune_operator.reconcile.features.champion import MAX_RENEWALS
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
 from finetune_trainer.contract.results import Progress, Score, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.own_metrics import folder_volumes
 from finetune_operator.manifests.volumes import Location
+from finetune_operator.reconcile.features.custom_metrics import folder_volumes
 from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence
 from finetune_trainer.contract.own_metrics import CustomMetricSource

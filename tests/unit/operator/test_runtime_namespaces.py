@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.labels import FINALIZER
-from finetune_operator.manifests.peers import KEY_BYTES
 from finetune_operator.plan import Key, Manifest, Plan
+from finetune_operator.reconcile.features.peers import KEY_BYTES
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_operator.reconcile.registry import KIND_ROWS
 from finetune_operator.reconcile.scheduling import related

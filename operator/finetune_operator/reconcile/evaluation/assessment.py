@@ -17,7 +17,8 @@ from finetune_operator.manifests.labels import short_hash
 from finetune_operator.manifests.trainer_config import TrainerImage, choose_trainer
 from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.evaluation_stages import EVALUATE, SCORE
+from finetune_operator.reconcile.evaluation_stages import EVALUATE
+from finetune_operator.reconcile.features.custom_metrics import SCORE
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, PassOutcome, finish_pass

@@ -26,21 +26,21 @@ from finetune_operator.reconcile.evaluation.assessment import (
     number_of_results,
     settings_hash,
 )
-from finetune_operator.reconcile.evaluation_stages import (
-    SCORE,
-    build_stage_isolation,
-    check_custom_metrics,
-    check_stores,
-    compares_live,
-    evaluation_volumes,
+from finetune_operator.reconcile.evaluation_stages import check_stores, measured_data, resolve_rows
+from finetune_operator.reconcile.features.champion import (
+    describe_champion,
     find_rival,
     has_begun,
     live_adapter,
     live_model,
-    measured_data,
-    resolve_rows,
+)
+from finetune_operator.reconcile.features.custom_metrics import (
+    SCORE,
+    build_stage_isolation,
     scored_folders,
 )
+from finetune_operator.reconcile.features.feature import Permission
+from finetune_operator.reconcile.features.registry import config_fields, evaluation_volumes, find_refusal
 from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
@@ -101,7 +101,7 @@ def inputs(run: Assessment) -> PassOutcome | None:
     if isinstance(found, Blocked):
         return found
     for reference in references.values():
-        refused = check_custom_metrics(evaluation.spec, "spec.customMetrics", reference.store, found.profile)
+        refused = find_refusal(Permission(evaluation.spec, "spec", reference.store, found.profile))
         if refused is not None:
             return refused
     run.resolve(
@@ -220,16 +220,19 @@ def _config(
     run: Assessment, stage: Stage, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
 ) -> StageConfig | Failed | Blocked:
     spec, data = run.evaluation.spec, _data(run, checkpoint)
+    live = live_model(run)
+    features = config_fields(stage, spec, run.status.resolved, has_champion=live is not None)
     if stage == SCORE:
         # The profile may have changed since the start of the Evaluation.
-        refused = check_custom_metrics(spec, "spec.customMetrics", inputs.store_uri, profile)
-        return refused or score_config(inputs, spec, data)
+        refused = find_refusal(Permission(spec, "spec", inputs.store_uri, profile))
+        return refused or score_config(inputs, spec, data, **features)
     return evaluate_config(
         inputs,
         spec,
         EvaluatedWeights.of(checkpoint),
         data,
-        live=live_model(run),
+        features=features,
+        live=live,
         live_adapter=live_adapter(run),
         profile=profile,
         step_timeout_seconds=spec.compute.step_timeout_seconds,
@@ -280,14 +283,13 @@ def _choose_champion(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     It is recorded before the Job that measures it is created, so that its content is not removed meanwhile.
     Before there is a Job, another champion replaces it, so that its deletion waits for nothing else.
     """
-    if not compares_live(run.evaluation.spec):
+    if not run.evaluation.spec.compares_live:
         return None
     now = find_rival(run.snapshot, checkpoint.spec.model_line, checkpoint.name)
     if has_begun(run, STAGE) or (run.status.live or ComparedChampion()) == now:
         return None
     run.update(live=now if now.checkpoint else None)
-    described = f"champion {now.checkpoint}" if now.checkpoint else "no champion"
-    return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {described}")
+    return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {describe_champion(now)}")
 
 
 def _stage(

@@ -1,55 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stage evaluate of a run: scores, gates, and the champion to compare with.
-
-The champion that an evaluation compares with, and the renewal of the comparison when it changes.
-
-The champion is recorded in the status before the Job that measures it is created. A Job of another champion
-therefore never runs next to it, and the comparison of a verdict is always known.
-
-Evaluate and score: measure the best Checkpoint on held-out rows, and compare the scores with the gates.
-"""
+"""The evaluation of a run: its best Checkpoint is measured on held-out rows, and gates decide."""
 
 from typing import Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.api.evaluation import (
-    ComparedChampion,
-    EvaluationSettings,
-    EvaluationStatus,
-    LiveComparison,
-)
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus
 from finetune_operator.api.finetune_job_status import CheckpointSummary
 from finetune_operator.manifests.configs import (
     MeasuredData,
     checkpoint_type,
     evaluate_config,
-    is_over_live,
     score_config,
     template_arguments,
 )
 from finetune_operator.manifests.records import adapter_record
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.manifests.weights import EvaluatedWeights
-from finetune_operator.reconcile.evaluation_stages import (
-    EVALUATE,
-    SCORE,
-    check_custom_metrics,
-    compares_live,
-    find_champion,
-    find_rival,
-    has_begun,
+from finetune_operator.reconcile.evaluation_stages import EVALUATE, measure, measured_data
+from finetune_operator.reconcile.features.champion import (
+    choose_champion,
+    depends_on_champion,
+    give_up_comparison,
+    is_champion_outdated,
     live_adapter,
     live_model,
-    measure,
-    measured_data,
+    renew_comparison,
 )
+from finetune_operator.reconcile.features.custom_metrics import SCORE
+from finetune_operator.reconcile.features.feature import Permission
+from finetune_operator.reconcile.features.registry import config_fields, find_refusal
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.model_lines import OF_RUN
-from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.stages.accounting import reopen
+from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome
 from finetune_operator.reconcile.verdicts import (
     drop_other_champions,
     evaluation_status,
@@ -57,76 +42,11 @@ from finetune_operator.reconcile.verdicts import (
     notes,
     verdict_text,
 )
-from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
-
-MAX_RENEWALS: Final = 3
-
-
-def depends_on_champion(spec: EvaluationSettings, evaluation: EvaluationStatus) -> bool:
-    """Whether the verdict depends on the champion: a gate compares with it, and nothing else has failed."""
-    if not any(is_over_live(spec, gate) for gate in spec.gates) or find_vetoes(evaluation):
-        return False
-    return not any(gate.verdict == "Failed" and gate.over != "Live" for gate in evaluation.gates)
-
-
-def choose_champion(run: Run, stage: Stage, evaluated: str) -> Working | None:
-    """Record the champion to compare with; None once it is recorded.
-
-    Before the stage has a Job, a newer champion replaces it. The evaluated Checkpoint, which a user may have
-    approved already, is not compared with itself.
-    """
-    known, now = run.status.live, find_rival(run.snapshot, run.job.spec.model_line, evaluated)
-    if known is not None and (has_begun(run, stage) or known.checkpoint == now.checkpoint):
-        return None
-    renewals = 0 if known is None else known.renewals
-    run.update(live=_compared(now, renewals))
-    return Working(Reason.EVALUATING, f"comparing with {_described(now)}")
-
-
-def is_champion_outdated(run: Run, evaluated: str) -> bool:
-    """Whether the champion is another one than the recorded one, and not the evaluated Checkpoint itself."""
-    known, now = run.status.live, find_champion(run.snapshot, run.job.spec.model_line)
-    return known is not None and now.checkpoint not in {known.checkpoint, evaluated}
-
-
-def renew_comparison(run: Run, stage: Stage) -> Working | None:
-    """Measure the new champion; None if the champion has changed too often.
-
-    The trainer keeps the predictions of the other models.
-    """
-    known = run.status.live or LiveComparison()
-    now = find_champion(run.snapshot, run.job.spec.model_line)
-    renewals = known.renewals + (now.digest != known.digest)
-    if renewals > MAX_RENEWALS:
-        return None
-    message = (
-        f"the champion has changed: comparing with {_described(now)} instead of {_described(known)}"
-        f" (renewal {renewals} of {MAX_RENEWALS})"
-    )
-    run.update(live=_compared(now, renewals), evaluation=None)
-    reopen(run, stage)
-    run.condition(ConditionType.EVALUATED, Reason.EVALUATING, message, "False")
-    run.draft.event(EventReason.EVALUATION_RENEWED, message)
-    return Working(Reason.EVALUATING, message)
-
-
-def give_up_comparison(evaluation: EvaluationStatus) -> EvaluationStatus:
-    """The evaluation of a run whose champion keeps changing: no gate decides it."""
-    update = {"verdict": "Undecided", "reason": Reason.CHAMPION_KEEPS_CHANGING}
-    return evaluation.model_copy(update=update)
-
-
-def _compared(champion: ComparedChampion, renewals: int) -> LiveComparison:
-    return LiveComparison(checkpoint=champion.checkpoint, digest=champion.digest, renewals=renewals)
-
-
-def _described(live: ComparedChampion) -> str:
-    return "no champion" if live.checkpoint is None else f"champion {live.checkpoint}"
-
 
 STAGE: Final = EVALUATE
 
@@ -134,12 +54,12 @@ STAGE: Final = EVALUATE
 def evaluate(run: Run) -> PassOutcome | None:
     """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
     spec, evaluation = run.job.spec.evaluation, run.status.evaluation
-    chosen = best_checkpoint(run)
+    line, chosen = run.job.spec.model_line, best_checkpoint(run)
     if isinstance(chosen, Failed):
         return chosen
     if spec is None:
         if evaluation is None:
-            champion = run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
+            champion = run.snapshot.checkpoints.champion_name(line)
             without = EvaluationStatus(
                 checkpoint=chosen.name, verdict="NoGates", source=OF_RUN, champion=champion
             )
@@ -150,8 +70,8 @@ def evaluate(run: Run) -> PassOutcome | None:
         if not isinstance(measured, EvaluationStatus):
             return measured
         evaluation = measured
-    if depends_on_champion(spec, evaluation) and is_champion_outdated(run, chosen.name):
-        renewed = renew_comparison(run, STAGE)
+    if depends_on_champion(spec, evaluation) and is_champion_outdated(run, line, chosen.name):
+        renewed = renew_comparison(run, line, STAGE)
         if renewed is not None:
             return renewed
         evaluation = give_up_comparison(evaluation)
@@ -164,7 +84,8 @@ def _measured(
     run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary
 ) -> EvaluationStatus | PassOutcome:
     """The evaluation by the stage's result, or how the pass ends."""
-    chosen = choose_champion(run, STAGE, checkpoint.name) if compares_live(spec) else None
+    line = run.job.spec.model_line
+    chosen = choose_champion(run, line, STAGE, checkpoint.name) if spec.compares_live else None
     if chosen is not None:
         return chosen
     weights = _weights(run, checkpoint)
@@ -186,11 +107,7 @@ def _measured(
         source=OF_RUN,
         dataset_version=rows.name,
         dataset_digest=rows.digest,
-        champion=(
-            run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
-            if against is None
-            else against.checkpoint
-        ),
+        champion=(run.snapshot.checkpoints.champion_name(line) if against is None else against.checkpoint),
         live=None if against is None else against.checkpoint,
         untested_answers=_untested_answers(run),
     )
@@ -214,15 +131,16 @@ def _unpermitted(run: Run) -> Blocked | None:
     found = run.prerequisites
     if isinstance(found, Blocked):
         return found
-    refused = custom_metrics_problem(run, found)
+    refused = find_feature_refusal(run, found)
     return refused if isinstance(refused, Blocked) else None
 
 
-def custom_metrics_problem(run: Run, found: Prerequisites) -> Failed | Blocked | None:
-    """Why the run may not use metrics of its own."""
-    return check_custom_metrics(
-        run.job.spec.evaluation, "spec.evaluation.customMetrics", found.store.uri, found.evaluate_profile
-    )
+def find_feature_refusal(run: Run, found: Prerequisites) -> Failed | Blocked | None:
+    """Why the run may not use a feature of its evaluation."""
+    spec = run.job.spec.evaluation
+    if spec is None:
+        return None
+    return find_refusal(Permission(spec, "spec.evaluation", found.store.uri, found.evaluate_profile))
 
 
 def _untested_answers(run: Run) -> int | None:
@@ -267,15 +185,18 @@ def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
 def _config(
     run: Run, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
 ) -> StageConfig | Blocked:
+    live = live_model(run)
+    features = config_fields(stage, spec, run.status.resolved, has_champion=live is not None)
     if stage == SCORE:
-        return _unpermitted(run) or score_config(inputs, spec, _data(run))
+        return _unpermitted(run) or score_config(inputs, spec, _data(run), **features)
     return evaluate_config(
         inputs,
         spec,
         weights,
         _data(run),
+        features=features,
         step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
-        live=live_model(run),
+        live=live,
         live_adapter=live_adapter(run),
         profile=_profile(run),
     )

@@ -4,7 +4,7 @@
 from finetune_operator.api.finetune_job_status import DroppedRows
 from finetune_operator.api.training import Preference, ResolvedHyperparameters, ResolvedLoRA
 from finetune_operator.manifests.configs import preflight_config
-from finetune_operator.reconcile.evaluation_stages import keep_sources
+from finetune_operator.reconcile.features.registry import config_fields, keep_sources
 from finetune_operator.reconcile.finetunejob.prediction import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
@@ -21,8 +21,9 @@ def preflight(run: Run) -> PassOutcome | None:
         return None
     # A rule of the API server keeps the field immutable, except that it overlooks a renamed argument.
     run.resolve(chat_template_kwargs=run.job.spec.chat_template_kwargs)
+    features = config_fields("preflight", run.job.spec.evaluation, run.status.resolved)
     result = run_stage(
-        run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, run.status.resolved)
+        run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, run.status.resolved, features)
     )
     if not isinstance(result, StageResult):
         return result

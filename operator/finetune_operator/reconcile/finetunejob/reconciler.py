@@ -20,7 +20,7 @@ from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.training import invalid_arguments
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.finetunejob.evaluation import custom_metrics_problem, evaluate
+from finetune_operator.reconcile.finetunejob.evaluation import evaluate, find_feature_refusal
 from finetune_operator.reconcile.finetunejob.identity import (
     accepts_cancel,
     has_lost_status,
@@ -59,7 +59,7 @@ def validate(run: Run) -> Failed | Blocked | None:
     if isinstance(found, Blocked):
         return found
     unusable = _unusable(found.profile, found.evaluate_profile)
-    return unusable or custom_metrics_problem(run, found)
+    return unusable or find_feature_refusal(run, found)
 
 
 def _refused(run: Run) -> Failed | None:

@@ -8,22 +8,13 @@ from typing import Self, get_args
 from finetune_operator.api.pod_resources import CPU, CUDA_RESOURCES
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.jobs import JobInputs
-from finetune_operator.manifests.labels import stage_job_name
-from finetune_operator.manifests.peers import (
-    build_peer_key,
-    build_peer_policy,
-    build_peer_service,
-    coordinator_host,
-    peer_name,
-)
+from finetune_operator.manifests.labels import stage_job_name, stage_object_name
 from finetune_operator.manifests.pod_sizing import one_device_holds
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.observe.device_usage import stage_usage
-from finetune_operator.reconcile.evaluation_stages import (
-    build_stage_isolation,
-    evaluation_volumes,
-    scored_folders,
-)
+from finetune_operator.reconcile.features.custom_metrics import build_stage_isolation, scored_folders
+from finetune_operator.reconcile.features.peers import build_peer_objects, coordinator_host
+from finetune_operator.reconcile.features.registry import evaluation_volumes
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
@@ -34,7 +25,6 @@ from finetune_operator.reconcile.stages.job_cleanup import stop
 from finetune_operator.reconcile.stages.jobs import is_unfinished, pods_of, running_orphans, wait_until_ended
 from finetune_operator.reconcile.stages.stage_request import (
     Outcome,
-    PeerObjects,
     StageFailed,
     StageOwner,
     StageRequest,
@@ -153,17 +143,6 @@ class _RunStage(StageOwner):
         self.run.update(resolved=trial.run.status.resolved)
 
 
-def build_peer_objects(run: Run, stage: Stage) -> PeerObjects | None:
-    """What the pods of a stage with several pods share; None for other stages."""
-    if nodes_of(run, stage) == 1:
-        return None
-    return PeerObjects(
-        service=build_peer_service(run.job, stage),
-        policy=build_peer_policy(run.job, stage, run.snapshot.facts.monitoring_namespace),
-        key=build_peer_key(run.job, stage, run.snapshot.entropy),
-    )
-
-
 def nodes_of(run: Run, stage: JobStage) -> int:
     """Number of pods of the stage that run at once."""
     return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
@@ -205,7 +184,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
 
 def _job_inputs(run: Run, found: Prerequisites, stage: JobStage) -> JobInputs:
     nodes = nodes_of(run, stage)
-    peers = peer_name(run.job, stage) if nodes > 1 else None
+    peers = stage_object_name(run.job, stage) if nodes > 1 else None
     return replace(
         run.snapshot.facts.job_inputs(found.trainer.image, found.profile_of(stage)),
         devices=_devices_of(run, found, stage),
@@ -238,7 +217,7 @@ def _run(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         stage=stage,
         run=run.job.uid,
         names=run.job_names(stage),
-        peers=build_peer_objects(run, stage),
+        peers=build_peer_objects(run.job, stage, run.snapshot) if nodes_of(run, stage) > 1 else None,
         isolation=build_stage_isolation(run.job, stage),
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",

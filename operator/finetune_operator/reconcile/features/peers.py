@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects by which the pods of a run find each other and refuse other connections.
+"""Several pods of a stage: objects by which the pods of a run find each other and refuse other connections.
 
 A headless Service gives each pod a name. A Secret has the key that each pod must prove to have. A
 NetworkPolicy refuses connections of other pods, if the cluster enforces such policies.
@@ -11,23 +11,20 @@ from typing import Final
 
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
-from finetune_operator.manifests.labels import RUN, STAGE, short_hash, stage_job_name
+from finetune_operator.manifests.labels import RUN, STAGE, stage_job_name, stage_object_name
 from finetune_operator.manifests.pod_protection import allow, build_network_policy, namespaces_with, pods_with
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages.stage_request import PeerObjects
 from finetune_operator.stage_table import JobStage
 from finetune_trainer.contract.environment import METRICS_PORT, PEER_KEY_FILE, RENDEZVOUS_PORT
 
 KEY_BYTES: Final = 32
 
 
-def peer_name(owner: Resource, stage: JobStage) -> str:
-    """Name of all three objects: `<stage>-<owner>-<5 hex>`. It must begin with a letter for the Service."""
-    return f"{stage}-{owner.name}-{short_hash(owner.uid, stage)}"
-
-
 def coordinator_host(owner: Resource, stage: JobStage) -> str:
     """Host name of the pod with index 0. The other pods resolve it in their own namespace first."""
-    return f"{stage_job_name(owner, stage)}-0.{peer_name(owner, stage)}"
+    return f"{stage_job_name(owner, stage)}-0.{stage_object_name(owner, stage)}"
 
 
 def build_peer_service(owner: Resource, stage: JobStage) -> Manifest:
@@ -39,7 +36,7 @@ def build_peer_service(owner: Resource, stage: JobStage) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": child_metadata(owner, peer_name(owner, stage)),
+        "metadata": child_metadata(owner, stage_object_name(owner, stage)),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
@@ -60,7 +57,7 @@ def build_peer_key(owner: Resource, stage: JobStage, entropy: bytes) -> Manifest
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": child_metadata(owner, peer_name(owner, stage)),
+        "metadata": child_metadata(owner, stage_object_name(owner, stage)),
         "type": "Opaque",
         "immutable": True,
         "data": {PEER_KEY_FILE: b64encode(entropy).decode()},
@@ -76,7 +73,7 @@ def build_peer_policy(owner: Resource, stage: JobStage, monitoring: Mapping[str,
     """
     return build_network_policy(
         owner,
-        peer_name(owner, stage),
+        stage_object_name(owner, stage),
         _labels(owner, stage),
         [allow([pods_with(_labels(owner, stage))]), allow([namespaces_with(monitoring)], METRICS_PORT)],
     )
@@ -84,3 +81,12 @@ def build_peer_policy(owner: Resource, stage: JobStage, monitoring: Mapping[str,
 
 def _labels(owner: Resource, stage: JobStage) -> dict[str, str]:
     return {RUN: owner.uid, STAGE: stage}
+
+
+def build_peer_objects(owner: Resource, stage: JobStage, snapshot: Snapshot) -> PeerObjects:
+    """All three objects."""
+    return PeerObjects(
+        service=build_peer_service(owner, stage),
+        policy=build_peer_policy(owner, stage, snapshot.facts.monitoring_namespace),
+        key=build_peer_key(owner, stage, snapshot.entropy),
+    )
