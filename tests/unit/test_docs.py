@@ -3,7 +3,9 @@
 
 import re
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
+from typing import Final
 
 import pytest
 import yaml
@@ -116,3 +118,22 @@ def test_the_page_on_endpoints_has_the_limits_of_schemas() -> None:
         constraint_limits.MAX_NESTING,
         constraint_limits.MAX_REPETITIONS,
     }
+
+
+PIXELS: Final = {"": 1.0, "px": 1.0, "pt": 4 / 3}
+
+
+def to_pixels(length: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)([a-z]*)", length).groups()  # type: ignore[union-attr] # a length
+    return float(number) * PIXELS[unit]
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").rglob("*.svg")), ids=attrgetter("name"))
+def test_a_drawing_fits_a_page_and_its_text_can_be_read(picture: Path) -> None:
+    drawing = picture.read_text()
+    width = re.search(r'<svg[^>]*\swidth="([^"]+)"', drawing)
+    sizes = re.findall(r'font-size(?:="|: )([\d.]+(?:px|pt)?)', drawing)
+    unit = "pt" if width and width[1].endswith("pt") else ""
+    assert width is not None
+    assert to_pixels(width[1]) <= 760
+    assert min(to_pixels(size if size[-1].isalpha() else size + unit) for size in sizes) >= 12

@@ -24,9 +24,6 @@ TRAINER_FILES: Final = (
 TRIMMING_FILES: Final = (
     "constraints/trainer.txt",
     "tools/images/cpu_packages.py",
-    "tools/images/cpu_packages.py",
-    "tools/images/cpu_packages.py",
-    "tools/images/cpu_packages.py",
 )
 
 
