@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serving engine that generates the answers of an evaluation: its choice, its servers, its containers.
 
-Which engine generates the answers of an evaluation: that of the ComputeProfile, if it loads all models.
+The engine is that of the ComputeProfile if it loads all models. It has one server per base model or whole
+model. Two containers run before the trainer, one after the other, so that each has all devices of the pod,
+and none needs a second set of them:
 
-The servers of an engine for the subjects of an evaluation: one per base model or whole model.
-
-Containers of an evaluate pod in which a serving engine generates the answers.
-
-They run before the trainer, one after the other, so that each has all devices of the pod, and none needs a
-second set of them: `prompts`, of the trainer image, writes what to answer; `answers`, of the engine's image,
-answers it.
+- `prompts`, of the trainer image, writes what to answer.
+- `answers`, of the engine's image, answers it.
 """
 
 import signal

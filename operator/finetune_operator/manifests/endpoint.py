@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects of an endpoint: Deployments, Services and the HTTPRoute.
+"""Manifests of an endpoint: one Deployment per revision, and the Services and the HTTPRoute in front of them.
 
-Manifests of an endpoint: one Deployment per revision, and the Service in front of them.
-
-The Service in front of a revision that gets no requests of the endpoint yet.
-
-The HTTPRoute of an endpoint, and the Services of its revisions, to which it routes.
+A revision in preview has a Service of its own, because it gets no requests of the endpoint yet.
 """
 
 import json

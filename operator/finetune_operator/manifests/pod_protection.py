@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NetworkPolicies of pods, and the PodDisruptionBudgets of an endpoint.
+"""Protection of pods: NetworkPolicies, and PodDisruptionBudgets of endpoints.
 
-NetworkPolicies of the operator's pods.
-
-They restrict only ingress, except those of pods that run code of a user. Administrators restrict the egress
-of other pods, because sources, stores and hubs are outside of the namespace.
-
-NetworkPolicy and PodDisruptionBudget of an endpoint.
+The policies restrict only ingress, except those of pods that run code of a user. Administrators restrict the
+egress of other pods, because sources, stores and hubs are outside of the namespace.
 """
 
 from collections.abc import Iterable, Mapping

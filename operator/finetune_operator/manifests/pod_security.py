@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity and rights of pods: service accounts and Pod Security.
+"""Identity and rights of pods in users' namespaces: service accounts, and Pod Security `restricted`.
 
-Security settings of all pods in users' namespaces: Pod Security `restricted`, and a read-only root.
-
-Service accounts of pods in users' namespaces.
+The root file system is read-only.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ComputeProfile changes in pods, and the digests that record it.
+"""What shapes pods besides the operator: the entries of a ComputeProfile, and the record of what shaped them.
 
-What shaped the pods of a Job or Deployment, recorded as annotations when it is created.
-
-They show whether a new Job or Deployment would have other pods. Live pods do not, because admission may
-change them, for example a tag to a digest.
-
-Placement and security settings of pods by the entries of `pods` of a ComputeProfile.
+The entries of `pods` set placement and security. Annotations record what shaped the pods when their Job or
+Deployment is created, and so show whether a new one would have other pods. Live pods do not show it, because
+admission may change them, for example a tag to a digest.
 """
 
 import json

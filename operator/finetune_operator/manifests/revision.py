@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A revision of an endpoint, and the hash in its name.
+"""A revision of an endpoint. Its name is a hash of what users of the endpoint chose.
 
-Fields of profiles and endpoints in the hash of a revision's name, chosen so that no upgrade starts one.
-
-A revision of an endpoint. Its name is a hash of what users of the endpoint chose.
+The fields of profiles and endpoints in this hash are chosen so that no upgrade starts a revision.
 """
 
 import json

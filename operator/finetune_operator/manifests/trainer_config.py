@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config of a trainer's pod: the contract that its image reads, the fields of all stages, and its variable.
-
-Trainer image of a pod, and the version of the contract that the image reads.
-
-The environment variable with the config of a container.
-
-What the builders of all configs get, and the parts of a config that follow from it.
-"""
+"""Config of a trainer's pod: the contract that its image reads, common fields, and its variable."""
 
 from dataclasses import dataclass
 from typing import TypedDict

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in a store, as endpoints serve them and evaluations measure them.
 
-References to weights in a store, from a Checkpoint or from the pin of an endpoint.
-
-Weights that an evaluate Job measures, from a Checkpoint or from the run that has just made them.
+Endpoints refer to them by a Checkpoint or a pin, evaluate Jobs by a Checkpoint or the run that has just made
+them.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine gets: the config of a replica, or the models that answer.
-
-What an engine needs to generate the answers of an evaluation.
-
-What a replica serves and how, the same for each engine.
-"""
+"""Inputs of a serving engine, the same for each one: the config of a replica, or the models that answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM, as the engine of an endpoint and of an evaluate pod.
+"""vLLM as the engine of an endpoint and of an evaluate pod: its commands, and its container in an endpoint.
 
-vLLM: its command, from the config of the endpoint, and its container.
-
-The init container, which has the trainer image, writes the files that the options name: chat template, stop
-tokens, and the middleware that guards the port. docs/serving.md explains each option.
-
-vLLM in an evaluate pod.
+The init container of an endpoint's pod, which has the trainer image, writes the files that the options name:
+chat template, stop tokens, and the middleware that guards the port. docs/serving.md explains each option.
 """
 
 import json
