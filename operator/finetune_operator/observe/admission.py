@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission by Kueue: why a suspended Job waits, and its position in the queue.
+"""Admission by Kueue: why a suspended Job waits, and the position of Jobs and pods in their queues.
 
-Positions of Jobs and pods in their queues, from Kueue's visibility API.
-
-Why a suspended Job waits, from its Workload of Kueue.
+The reason is from the Job's Workload, the position from Kueue's visibility API.
 """
 
 from collections import Counter

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readiness of the Deployment of an endpoint's revision, and problems of its pods.
-
-Problems of pods of endpoints that do not serve, with advice.
-
-Readiness of the Deployment of an endpoint's revision.
-"""
+"""Readiness of the Deployment of an endpoint's revision, and the problems of its pods, with advice."""
 
 import re
 from collections.abc import Iterator, Mapping

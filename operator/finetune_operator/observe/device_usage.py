@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Use of devices: which pods hold or wait for how many, when, and the device time of a stage.
+"""Use of devices by pods: which hold or wait for how many, when, and the device time of a stage.
 
-Devices of pods, and whether the pods hold them or wait for them.
-
-When a pod uses how many devices of which ComputeProfile.
-
-How long the pods of a Job waited for a node, started, and waited for each other.
-
-From timestamps of the Job and its pods alone. A pod holds its devices from its scheduling to its end.
-
-Device time of a stage, over all its pods: requested, held, used and lost.
+A pod holds its devices from its scheduling to its end. How long the pods of a Job waited for a node, started,
+and waited for each other follows from timestamps of the Job and its pods alone. The device time of a stage is
+summed over all its pods: requested, held, used and lost.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

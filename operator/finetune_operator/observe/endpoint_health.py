@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions of an endpoint: availability, age of its image, acceptance of its HTTPRoute.
+"""Conditions of an endpoint: availability of a replica, age of its image, acceptance of its HTTPRoute.
 
-Conditions of an endpoint: whether a replica is ready, and whether its image is recent enough.
-
-The status of an HTTPRoute, which the controllers of its gateways write.
+The controllers of the route's gateways write its status.
 """
 
 import re

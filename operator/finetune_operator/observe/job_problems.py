@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The problem that stops a Job: of its pods, or that it has none.
+"""The problem that stops a Job, from all its current pods, or why it has no pod.
 
-Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it.
-
-The problem that stops a Job, from all its current pods.
+A quota, a limit range, Pod Security or another admission policy can refuse a pod.
 """
 
 import re

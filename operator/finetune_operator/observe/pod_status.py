@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the status of a pod says: conditions, containers and their times, index among its peers.
+"""What the status of a pod of a stage or endpoint says: conditions, containers, their times and their price.
 
-Conditions and container statuses of pods, for stages and endpoints.
-
-States and running times of the containers of a stage, and the price of their devices.
-
-The pods of an Indexed Job, which work together. Each index has one pod at a time.
+The pods of an Indexed Job work together. Each index has one pod at a time.
 """
 
 import re

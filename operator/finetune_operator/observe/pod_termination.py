@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods that failed, were disrupted, do not end, or are lost with their node, and the cause of an end.
+"""Ends of a stage's pods: failed, disrupted, overdue, or lost with their node, with advice.
 
-Pods whose node does not respond.
-
-A deleted pod stays until its node reports that its containers have ended. A dead node never reports: the pod
-stays Terminating, and its Job creates no replacement, because two pods that train into one folder would be
-worse than none. Kubernetes cannot distinguish a dead node from an unreachable one; an administrator can.
-
-Problems of a stage's pods that failed or do not end, with advice.
-
-How the pods of a stage ended: one cause for metrics and for lost time.
+Each end has one cause, which metrics and lost time use. A deleted pod stays until its node reports that its
+containers have ended. A dead node never reports: the pod stays Terminating, and its Job creates no
+replacement, because two pods that train into one folder would be worse than none. Kubernetes cannot
+distinguish a dead node from an unreachable one; an administrator can.
 """
 
 import re
