@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model lines: their Checkpoints and the scores of these, their champion, and the promotion rule.
-
-Approval, age and deletion of a Checkpoint.
-
-Whose scores of a Checkpoint count where: those of the run that made it, or those of an Evaluation.
-
-An index of Checkpoints that knows the champion of each model line.
-
-The promotion rule: whether a Checkpoint becomes the champion of its model line, or why it does not.
+"""Model lines: their Checkpoints with scores, their champions, and the rule that promotes a Checkpoint.
 
 A run ends with `decide_end_of_run`. The Checkpoint's reconciler, which alone writes `promotedAt`
-(decision 3), uses `decide_promotion`, which also considers the approval or rejection by a person.
+(decision 3), uses `decide_promotion`, which also considers the approval or rejection by a person. Scores of a
+Checkpoint are those of the run that made it, or those of a named Evaluation.
 """
 
 import sys

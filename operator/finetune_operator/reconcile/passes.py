@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pass: what it has decided so far, how it ends, and the conditions that show its end (kstatus).
+"""A pass: what it has decided so far, how a step can end it, and the conditions, phase and event of its end.
 
-How a step of a reconcile ends if the chain does not continue.
-
-The end of a pass as conditions, phase and event. All kinds write their kstatus state here.
-
-An event announces a block only when its reason is new. The conditions before the pass show what was announced
-already.
+All kinds write their kstatus state here. An event announces a block only when its reason is new. The
+conditions before the pass show what was announced already.
 """
 
 from collections.abc import Mapping

@@ -1,18 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict of an evaluation from its result: figures, gates, vetoes, entry in a status.
-
-What a trainer measured, in the form in which gates and statuses use it.
-
-Warn about gates that are decided by the point value of few rows.
-
-Decide whether what a trainer measured passes the gates.
+"""The verdict of an evaluation, and its entry in a status, from what the trainer measured.
 
 A gate without `confidence` is decided by the measured values, a gate with it by the one-sided bounds that the
 trainer computed from the rows. The operator computes no statistics.
-
-The status of an evaluation, from the result of its stage.
-
-Entries of Evaluations, shortened so that a status with all of them stays below 32 KiB.
 """
 
 import re
@@ -402,8 +392,8 @@ MAX_TEXT: Final = 96
 def condense(entry: EvaluationStatus) -> EvaluationStatus:
     """The entry with the first scores, gates and findings, and without the figures in messages of gates.
 
-    Scores of the tuned model and of gated metrics have priority, and so have gates that did not pass. The
-    store has all of them.
+    A status with all entries of Evaluations stays below 32 KiB. Scores of the tuned model and of gated
+    metrics have priority, and so have gates that did not pass. The store has all of them.
     """
     gates = _first(entry.gates, MAX_ENTRY_GATES, lambda gate: gate.verdict in {"Passed", "NotApplicable"})
     gated = {gate.metric for gate in gates}

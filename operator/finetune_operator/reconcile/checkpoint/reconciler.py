@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint: promotion, scores and users in its status.
-
-The scores of a Checkpoint: those of the run that made it, and those of Evaluations.
-
-Decide the promotion of a Checkpoint, and record its evaluations and users in its status.
-"""
+"""Decide the promotion of a Checkpoint, and record its scores and users in its status."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime

@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset: the first preparation of a generation, refreshes of one that is Ready, the choice between them.
+"""Prepare each generation of a Dataset once, re-check its sources when that is due, and record new rows.
 
-Prepare a Dataset: the first check of its sources with a spec, and checks that a user requests after a
-failure.
-
-Re-check the sources of a Dataset that is Ready, and that stays Ready whatever the check finds.
-
-Prepare each generation once, re-check the source when that is due, and record new rows as a
-DatasetVersion.
-
-Each check of the source is a prepare Job; `status.refresh.checks` counts the finished checks. The first one
-decides whether the Dataset becomes Ready. A later one that fails sets the condition Refreshed to False, and
-the Dataset stays Ready.
+Each check of the sources is a prepare Job; `status.refresh.checks` counts the finished checks. Until one with
+the present spec succeeds, a pass prepares: this check decides whether the Dataset becomes Ready, and after a
+failure a user can request another one. Later checks refresh: new rows become a DatasetVersion, and a failure
+sets the condition Refreshed to False while the Dataset stays Ready.
 """
 
 from dataclasses import replace

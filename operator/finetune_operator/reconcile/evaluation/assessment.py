@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over an Evaluation: what its Jobs need, its status and the plan so far.
-
-What the Jobs of an Evaluation need before they start: a profile, a trainer image and the claims.
-
-One pass over an Evaluation: its new status and its draft.
-"""
+"""The context of one pass over an Evaluation: what its Jobs need, its new status, and the plan so far."""
 
 import json
 from dataclasses import dataclass

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: the steps of a pass, also over one that is finished, suspended or terminating.
-
-Evaluations that measure nothing: finished, suspended, or being deleted.
-
-Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
+"""Plan one pass over an Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the
-first other step ends the pass. The Checkpoints' reconciler takes the scores from the status.
+first other step ends the pass. Evaluations that are finished, suspended or being deleted measure nothing. The
+Checkpoints' reconciler takes the scores from the status.
 """
 
 from collections.abc import Callable

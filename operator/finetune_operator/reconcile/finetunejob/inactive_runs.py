@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that train nothing: finished, restored, cancelled, suspended, or being deleted.
-
-Runs that train nothing: finished, restored from a backup, cancelled, or suspended.
-
-A run that is being deleted: with `deletionPolicy: Delete`, remove its pods, its folder and its records.
-"""
+"""Runs that train nothing: finished, restored from a backup, cancelled, suspended, or being deleted."""
 
 from collections.abc import Sequence
 from typing import get_args

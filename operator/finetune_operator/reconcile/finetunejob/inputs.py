@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs of a run: the Checkpoint and base model to continue from, and the rows to train and measure on.
 
-The Checkpoint that a run continues from, by name or as a champion, and its base model.
-
-Data of a run: the rows to train on, from a Dataset or the run's own source, and those to measure on.
+The run names the Checkpoint, or continues from the champion of a model line. The rows to train on come from
+a Dataset or from the run's own source.
 """
 
 from typing import Final

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prediction of a run: recorded after preflight, compared with what training took, and advice from both.
+"""The prediction of what a run needs: its record, the comparison with the measured training, and advice.
 
-Advice for later runs: a cheaper ComputeProfile that is large enough.
-
-Choose a ComputeProfile with less memory for runs that do not use the memory of theirs.
-
-Advice for later runs, from what this run and those before it measured.
+Preflight predicts. Advice is for later runs, from what this run and those before it measured: a cheaper
+ComputeProfile with less memory, if the runs do not use the memory of theirs.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FineTuneJob: the chain of a pass, with its first step (validation) and its end (promotion).
-
-Validate a run before its first stage.
-
-How a run ends: promoted, waiting for approval, or below its gates.
-
-FineTuneJob: from its spec and the snapshot to a plan.
+"""Plan one pass over a FineTuneJob: the chain from validation through the stages to promotion.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the
-first other step ends the pass. Nothing remembers where the last pass ended.
+first other step ends the pass. Nothing remembers where the last pass ended. A run ends promoted, waiting for
+approval, or below its gates.
 """
 
 from collections.abc import Callable

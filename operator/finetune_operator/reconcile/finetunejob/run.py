@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over a run: what its stages need, its status and the plan so far.
+"""The context of one pass over a FineTuneJob: what its stages need, its new status, and the plan so far.
 
-What a stage of a run needs before it starts: profiles, a store, claims and a trainer image.
-
-One pass over a FineTuneJob: its new status and its draft.
+A stage needs profiles, a store, claims and a trainer image.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The observed endpoint and what a pass writes of it: status, cost, and protection of its pods.
+"""The observed state of an endpoint, and the plan that writes it: status, cost, and protection of its pods.
 
-Devices that an endpoint holds, and their price per hour.
-
-Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions.
-
-The observed state of an endpoint, and the plan that writes it to the status.
+A NetworkPolicy and a PodDisruptionBudget protect the pods, from connections and from evictions.
 """
 
 from collections import Counter

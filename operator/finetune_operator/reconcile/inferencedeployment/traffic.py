@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traffic of an endpoint to its revisions: by a Service or an HTTPRoute, and whether the route is accepted.
+"""Routing of an endpoint's requests to its revisions, by its Service or by an HTTPRoute.
 
-Routing of an endpoint's requests to its revisions. No other module knows how requests are routed.
-
-The objects that route requests decide which revision serves; the status only repeats it.
-
-Routing of an endpoint's requests by an HTTPRoute, with exact weights.
-
-The route names a Service per revision. The Service of the endpoint selects the stable revision, for clients
-in the cluster.
-
-What an endpoint's route means for the end of a pass: its state, and the time of the next pass.
+No other module knows how requests are routed. The objects that route requests decide which revision serves;
+the status only repeats it. The HTTPRoute has exact weights and names a Service per revision. The Service of
+the endpoint then selects the stable revision, for clients in the cluster. While a gateway does not accept the
+route, the endpoint is not Ready, and a later pass reads the route again.
 """
 
 import json

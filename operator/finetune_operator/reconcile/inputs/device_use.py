@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Use of the devices of ComputeProfiles, as the caches know it: by pods, unfinished Jobs and last runs.
 
-Use of devices by the pods of each ComputeProfile, also by pods that were deleted a moment ago.
-
-Jobs with devices that have not ended, by namespace and ComputeProfile.
-
-Utilization and memory of devices that the last runs of each ComputeProfile measured, in all namespaces.
+Pods count also if they were deleted a moment ago. What the last runs measured counts in all namespaces.
 """
 
 import logging

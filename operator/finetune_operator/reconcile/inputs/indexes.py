@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexes of the caches: by what an object names, and in order within groups.
+"""Indexes of the caches: by what an object names, and in order within groups, as the versions of a Dataset.
 
-Order within groups of objects, such as the versions of a Dataset, kept up to date with each change.
-
-Indexes that find the objects which another object concerns, at a cost proportional to their number.
-
-Indexers read objects as the API server sends them, because most objects are never parsed. Finished runs are
-in no index, because no change concerns them.
+They find the objects that another object concerns, at a cost proportional to their number. Indexers read
+objects as the API server sends them, because most objects are never parsed. Finished runs are in no index,
+because no change concerns them.
 """
 
 from bisect import bisect_left, bisect_right, insort

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Budgets of ComputeProfiles: what each namespace has used, and whether it may start another stage.
 
-Whether a namespace may start another stage with devices of a ComputeProfile that has a budget.
-
-Count what each namespace uses of a ComputeProfile with a budget.
-
 Usage is an integral over pods: devices × seconds. Each namespace is counted up to a time of its own, and a
 pass adds what its pods have used since then. Each second is counted once, also after a restart, by the
 operator that watches the namespace.

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ComputeProfile of an object: which one, whether the object may use it, and what its devices are.
+"""The ComputeProfile of an object: which one, whether the object may use it, its devices and the store.
 
-What is known about one device of a ComputeProfile.
-
-The ComputeProfile and store of an object, or what the user has to do if there is none.
+If an object cannot use a profile or store, the message says what the user has to do.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that others refer to: a DatasetVersion by its Dataset, and the run of a Checkpoint.
+"""What a reference to a record resolves to: the run of a Checkpoint, and the DatasetVersion of a Dataset.
 
-What a Checkpoint was made by.
-
-The DatasetVersion that a run or an Evaluation reads, by its reference to a Dataset.
+Runs and Evaluations refer to a Dataset, and read one of its DatasetVersions.
 """
 
 from finetune_operator.api.checkpoint import Checkpoint

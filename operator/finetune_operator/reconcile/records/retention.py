@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long records stay: who needs them, the end of their owner, history limits.
+"""Retention of records: which are still needed, and which go with their owner or beyond a history limit.
 
-Runs, Evaluations and endpoints that need the content of a record.
-
-Records that are deleted together with the Dataset or run that made them.
-
-Delete records beyond a history limit, except those that are still needed.
-
-Each record is checked in its own pass, so the cost does not grow with the history. As after a deletion by a
-user, the content is removed only if the record's deletionPolicy is Delete.
+A record is needed while a run, an Evaluation or an endpoint needs its content. Each record is checked in its
+own pass, so the cost does not grow with the history. As after a deletion by a user, the content is removed
+only if the record's deletionPolicy is Delete.
 """
 
 from collections.abc import Iterable

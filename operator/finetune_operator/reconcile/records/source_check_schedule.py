@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the sources of a Dataset are checked: by request, by interval, spread over slots.
+"""Schedule of the checks of a Dataset's sources: by request or by interval, spread over slots.
 
-Schedule of the checks of a Dataset's source, which also decides whether a record may be removed.
-
-When the source of a Dataset is checked again.
+It also decides whether a record may be removed.
 """
 
 import math

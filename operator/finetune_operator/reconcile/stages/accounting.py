@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accounting of a stage: progress, device time, cost, and time that led to no result.
+"""Accounting of a stage: progress, device time and cost, from the reports and the timestamps of its pods.
 
-Device time that led to no result, by cause: repeated training, and stages that failed.
-
-Progress, times and failures of an object's stages, from the reports and the timestamps of its pods.
+Device time that led to no result is recorded by its cause: repeated training, and stages that failed.
 """
 
 from collections.abc import Collection, Iterable, Iterator

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of several pods that hold parts of the same devices, and the release of these devices.
-
-Nodes whose devices the pods of a stage can get, and whether two stages compete for the same ones.
-
-Runs of several pods that hold a part of the devices that they need: they give them back.
+"""Release of devices by runs of several pods that hold only a part of the devices that they need.
 
 Without a queue that admits all pods of a Job together, two such runs would wait for each other forever, so
-the younger one gives back soon. A run for which the nodes never suffice would hold devices without end, so
-each one gives back after an hour.
+the younger one gives back soon if both can get devices of the same nodes. A run for which the nodes never
+suffice would hold devices without end, so each one gives back after an hour.
 """
 
 from collections import defaultdict

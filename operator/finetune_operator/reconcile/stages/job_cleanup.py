@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End of the Jobs of an object: stop those that run, delete what ended Jobs leave.
+"""Cleanup of an object's Jobs: stop those that run, and delete the finished ones with what their pods shared.
 
-Stop the Jobs of an object: the grace period of their pods saves the state.
-
-Children of an object that has ended: its finished Jobs, and what their pods shared.
+The grace period of a stopped pod saves its state.
 """
 
 from collections.abc import Iterable

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Jobs of stages as the cluster shows them: state, pods, results, refused pods.
-
-The state of a stage's Jobs and pods: running, ended, being deleted, or created by someone else.
-
-Find the pods of a Job, and the result of its stage among their termination messages.
+"""The Jobs of stages as the cluster shows them: their state, their pods, and the results of these.
 
 Users who can create pods or Jobs in a namespace can give them any label and owner. The operator accepts a
 result only if it names the right run and stage, and repeats the nonce and the config digest of the Job.
-
-The events that a pass reads about Jobs without pods.
 """
 
 from collections.abc import Iterable

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine of an endpoint cannot serve, found before a pod starts.
+"""What the engine of an endpoint does not support, found before a pod starts, by the field of the spec.
 
-What vLLM cannot serve, by the field that asks for it, before a pod starts.
-
-What only the files of the weights show is checked by the init container: chat templates that differ, and
-adapters whose rank and method are not recorded.
-
-What the engine of an endpoint does not support, found before a pod starts.
+The init container checks what only the files of the weights show: chat templates that differ, and adapters
+whose rank and method are not recorded.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of revisions: the rollout as a state machine, and the list of revisions in a status.
+"""The rollout as a state machine: states of revisions, the table of transitions, and the recorded states.
 
 A pass takes the state of the wanted revision, reduces what it reads to one `Observation`, and looks up the
 transition. Revisions that are no longer wanted use the same table. A test compares it with the table in
-docs/rollouts.md.
-
-The list of revisions in an endpoint's status.
+docs/rollouts.md. The status of an endpoint lists the states of its revisions.
 """
 
 import json

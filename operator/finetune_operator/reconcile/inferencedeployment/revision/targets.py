@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an endpoint should serve: the weights of each model name, and the revision that has them.
 
-Resolve the weights that each model name of an endpoint should serve, or why it cannot.
-
-Determine the revision that an endpoint should serve, or why there is none.
+Without such weights or such a revision, the result is the reason.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The analysis of the wanted revision: its Job, its result, and the sentences about the figures.
-
-Sentences about the figures of an analysis.
-
-The analysis of the wanted revision: the Job that measures it, and what the Job found.
+"""The analysis of the wanted revision: its Job, the result, and the sentences about the figures.
 
 The Job's name depends on when the step or the bake began, so the result of an earlier attempt does not count.
 """

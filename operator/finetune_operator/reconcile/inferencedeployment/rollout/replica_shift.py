@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replicas and requests that two revisions share while one replaces the other.
-
-Requests that two revisions share, and their return to one of them.
-
-Replicas of each revision of an endpoint.
-"""
+"""Division of replicas and requests between two revisions while one replaces the other, and its end."""
 
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.observe.deployments import (

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One transition of an endpoint's rollout: table, outcome, Deployments, preview Service.
-
-The Service in front of a revision in preview, which exists only as long as there is one.
-
-A Deployment whose pods cannot start is created again if a new one would have other pods.
-
-Most fields of the profile's `pods` are not part of a revision's name, so their correction makes no new
-revision.
-
-One pass of an endpoint toward the revision that it should serve.
+"""Move an endpoint toward the revision that it should serve, by one transition per pass.
 
 A revision serves if requests are routed to it (`traffic.py`). A new revision starts next to the old one. When
-it is ready, the requests move to it, and then the old one is deleted. `revision_states.py` has the rules.
+it is ready, the requests move to it, and then the old one is deleted. `revision_states.py` has the rules, and
+`rollout_actions.py` what each action writes. This module adds what follows from the next state:
+
+- Revisions that are neither wanted nor serve are deleted.
+- The preview Service exists only while a revision is in preview.
+- A Deployment whose pods cannot start is created again if a new one would have other pods. Most fields of the
+  profile's `pods` are not part of a revision's name, so their correction makes no new revision.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outcome of each action of the rollout table.
-
-What a pass over the wanted revision writes.
-
-The outcomes of actions on a revision that is ready, serves, or has failed.
-
-The outcome of a pass for each action of the rollout table.
-"""
+"""The outcome of each action of the rollout table: what the pass writes, and how it ends."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -278,7 +278,11 @@ class RolloutContext:
         return find_regression(self.deployment, self.snapshot.children[POD], since, self.snapshot.now)
 
     def seconds_left(self, seconds: int) -> float:
-        """Seconds until the wanted revision has had its recorded state for this long."""
+        """Seconds until the wanted revision has been in its recorded state and step for this long.
+
+        `since` restarts at each new state and at each step of a canary, and in RollingOut also at an edit of
+        the spec that may fix a failed revision (see `with_entry`).
+        """
         since = self.recorded.since if self.recorded is not None else None
         waited = self.snapshot.now - since if since is not None else timedelta()
         return max(0.0, seconds - waited.total_seconds())

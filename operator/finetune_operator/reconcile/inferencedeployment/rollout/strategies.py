@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollout strategies in numbers: limits of a rolling update, steps of a canary.
-
-Limits of replicas while one revision replaces another one replica by replica.
-
-The steps of a canary: replicas and weight of the new revision at each of them.
-"""
+"""Rollout strategies in numbers: the limits of a rolling update, and the steps of a canary."""
 
 from dataclasses import dataclass
 from typing import Self
