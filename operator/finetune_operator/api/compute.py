@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compute of an object: devices, queue and priority in Kueue, time limits.
 
-Queues and priorities of Kueue: what a ComputeProfile offers, and what an object chooses.
-
-Devices and time limits of a run.
+A ComputeProfile has the queues and priorities that it offers, and an object those that it chooses.
 """
 
 from typing import Annotated, Final

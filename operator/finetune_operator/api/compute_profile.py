@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ComputeProfile: what the platform team offers, with prices and budgets.
+"""ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints.
 
-Budget of a ComputeProfile, and what the namespaces have used of it.
-
-ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints.
+It has prices and a budget. Its status has what each namespace has used of the budget.
 """
 
 from collections.abc import Collection, Mapping

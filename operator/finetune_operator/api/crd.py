@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom resource definitions: the table of kinds with names, scope and columns, and their schemas.
+"""CustomResourceDefinitions of the kinds: the table of names, scope and columns, and the schemas.
 
-The kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it.
-
-CustomResourceDefinitions from the pydantic models.
-
-A CRD's schema is a structural subset of JSON Schema: references are inlined, `X | None` becomes X,
-unions are refused, and CEL rules come from each model's `rules`.
+The CRD generator, the watches and RBAC read the table `KINDS`. A schema is made from the pydantic models. It
+is a structural subset of JSON Schema: references are inlined, `X | None` becomes X, unions are refused, and
+CEL rules come from each model's `rules`.
 """
 
 import json

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset: sources of rows and how to prepare them.
-
-Sources of rows, and how to prepare them.
-
-Dataset: sources of rows and how to prepare them; independent of any model.
-"""
+"""Dataset: sources of rows and how to prepare them; independent of any model."""
 
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal

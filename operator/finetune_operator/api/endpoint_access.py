@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access to an endpoint (gateway, NetworkPolicy), and its availability (PodDisruptionBudget, spread).
-
-NetworkPolicy, disruption budget and topology spread of an endpoint.
-
-Routing of an endpoint's requests by a gateway.
-"""
+"""Access to an endpoint (gateway, NetworkPolicy), and its availability (PodDisruptionBudget, spread)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of trained models, as all kinds have it: settings, gates, scores and verdicts.
 
-Evaluation of trained models, and its gates: the same fields in FineTuneJob and Evaluation.
-
-Scores and verdicts of an evaluation, for the status of FineTuneJob, Evaluation and Checkpoint.
+Settings and gates are the same fields in FineTuneJob and Evaluation. Scores and verdicts are part of the
+status of FineTuneJob, Evaluation and Checkpoint.
 """
 
 from collections.abc import Iterable

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of an evaluation: fields that hold a metric, and metrics that users define.
 
-Rules and descriptions of fields that hold metrics, from the contract's table.
-
-Metrics that users define: Python functions, judges, and tasks of general ability. Their names in gates are
-custom/NAME, judge/NAME and task/NAME.
+Rules and descriptions of the fields come from the contract's table. Users define Python functions, judges,
+and tasks of general ability. Their names in gates are custom/NAME, judge/NAME and task/NAME.
 """
 
 from collections.abc import Iterable

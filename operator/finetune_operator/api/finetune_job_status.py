@@ -1,16 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status of a FineTuneJob: progress, prediction, results, columns, advice.
-
-Advice of the operator for later runs.
-
-Rows that a run leaves out.
-
-Text that kubectl shows of a FineTuneJob.
-
-What preflight predicts about a run, and what the run took.
-
-Status of a FineTuneJob.
-"""
+"""Status of a FineTuneJob: progress, prediction, results, text for kubectl, advice for later runs."""
 
 from typing import Annotated, Final
 

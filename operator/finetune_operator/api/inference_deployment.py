@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InferenceDeployment: spec and status of an endpoint.
-
-Status of an InferenceDeployment.
-
-InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints.
-"""
+"""InferenceDeployment: a long-lived endpoint that follows model lines or pins Checkpoints."""
 
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all API types: wire form, metadata, conditions, markers and CEL rules.
+"""Base of all API types: wire form, metadata, conditions, CEL rules, markers for the CRD generator.
 
-Parts of all kinds: base class, metadata, conditions, and the markers that the CRD generator reads.
-
-CEL expressions over lists of names.
-
-Keep the fields and values that a newer release has written and this one does not know.
+A status keeps the fields and values that a newer release has written and this one does not know.
 """
 
 import types

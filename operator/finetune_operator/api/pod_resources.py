@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resources of pods: CPU, memory, storage, and devices with what one of them can do.
-
-CPU, memory and storage of pods.
-
-Devices of a ComputeProfile: what pods request, and what one device can do.
-"""
+"""Resources of pods: CPU, memory, storage, and devices with what one of them can do."""
 
 import re
 from fractions import Fraction

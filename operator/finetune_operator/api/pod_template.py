@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Size and placement of pods: the entries of `pods` of a ComputeProfile, with affinity.
+"""Size and placement of the pods of runs and endpoints: the entries of `pods` of a ComputeProfile.
 
-Affinity of pods to nodes and to other pods, in the form of v1.Affinity.
-
-Without `matchFields` and selectors by expressions of other pods. The schema of a pod's affinity is closed, so
-that the API server refuses a mistake in the profile and not in each Job.
-
-Entries of `pods` of a ComputeProfile: sizes and placement of the pods of runs and endpoints.
-
-A typed part of v1.PodTemplateSpec: what could weaken the pods' security, or change what the operator relies
-on, has no field.
+- An entry is a typed part of v1.PodTemplateSpec: what could weaken the pods' security, or change what the
+  operator relies on, has no field.
+- Affinity has the form of v1.Affinity, without `matchFields` and without selectors of other pods by
+  expressions. Its schema is closed, so that the API server refuses a mistake in the profile and not in each
+  Job.
 """
 
 from collections.abc import Collection, Iterable

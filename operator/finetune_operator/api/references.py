@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References in specs: to a Dataset, to a store, to a base model.
-
-Reference to a Dataset.
-
-Reference to the store.
-
-Base model of a run, and the rules for its source.
-"""
+"""References in specs: to a Dataset, to a store, and to a base model, with the rules for its source."""
 
 from typing import Annotated, ClassVar, Final, Literal
 

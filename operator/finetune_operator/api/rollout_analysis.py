@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of a rollout: gates, probes and Prometheus queries, and its result.
+"""Analysis of a rollout: gates on what the pods of a new revision measure and answer, and its result.
 
-A Prometheus as a source of an analysis: queries of the user whose values gates can bound.
-
-Analysis of a rollout: gates on what the pods of a new revision measure and answer.
+Gates can also bound the values of Prometheus queries that the user writes.
 """
 
 from typing import Annotated, ClassVar, Final

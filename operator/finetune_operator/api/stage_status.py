@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status of stages: times, device time used and lost, cost, and retries.
+"""Status of stages: device time requested, used and lost, its price, and retries.
 
-Device time of stages: requested, used and lost, and its price.
-
-Status of retries. They succeed once the store or its credentials are repaired.
+Retries succeed once the store or its credentials are repaired.
 """
 
 from collections.abc import Mapping

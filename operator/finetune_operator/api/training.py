@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a run trains: chat template arguments, hyperparameters, method and adapter, learning curve.
 
-Arguments for the chat template. The values are JSON scalars, which a structural schema cannot express.
-
-Requested and used hyperparameters of a run. The contract declares their fields.
-
-Training method and its settings: rules for the fields that the contract declares.
-
-The learning curve of a run: what is requested, and its status.
+The contract declares the fields of hyperparameters and method. Values of chat template arguments are JSON
+scalars. A structural schema cannot express them, so the operator checks them.
 """
 
 import json
