@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of cached objects: its bound per namespace, and compression of settled objects.
-
-A bound of the memory that the cached objects of one namespace need.
+"""Memory of cached objects: a bound per namespace, and compression of settled objects.
 
 Whoever may create objects in a namespace decides how many there are and how large. Without a bound, one
-namespace can use up the memory of the process, which serves all.
+namespace can use up the memory of the process, which serves all namespaces.
 
-Compress objects that are seldom read to a tenth of the memory: JSON with another object as dictionary.
+Settled objects are seldom read. As JSON, compressed with another object of their type as dictionary, they
+need a tenth of the memory.
 """
 
 import json

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of the API server: connection, requests and verbs.
+"""Client of the API server: its verbs, on plain dicts, and the connection with address and authentication.
 
-HTTP requests to the API server: address, authentication, count, and the errors of failures.
-
-Client of the API server: its verbs, on plain dicts. Each failure is one of three errors.
+A failure is `Conflict`, `Rejected` or `Unavailable`, or a subclass of one of them. A response that is too
+large raises `PageTooLarge`.
 """
 
 import asyncio

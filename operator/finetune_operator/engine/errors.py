@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of the API server instead of an object: errors, and refusals of optional types.
+"""Responses of the API server without the requested object: errors, and refusals of optional types.
 
-The response in place of an object of a type that the cluster lacks, or that the operator may not read.
-
-Errors of requests to the API server. Callers reconcile again, report to the user, or wait.
+Callers of a failed request reconcile again, report to the user, or wait. A refusal takes the place of an
+object of a type that the cluster lacks, or that the operator may not read.
 """
 
 from finetune_operator.plan import Manifest

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Execute a plan: creates, applies with a stamp, deletes, status, events.
+"""Execute plans, in an order in which neither a stale cache nor a crash at any line does harm.
 
-Detect from the cache whether an apply would change nothing.
-
-Kubernetes events, each posted at most once per hour.
-
-Execute plans in an order in which neither a stale cache nor a crash at any line does harm.
+An apply that would change nothing, by the cache, is not sent. An event is posted at most once per hour.
 """
 
 import hashlib

@@ -1,22 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is active: the Lease, its thread, and the Leases of other installations.
+"""Which process is active: leader election by a Lease, and the Leases of other installations.
 
-Leader election by a `coordination.k8s.io` Lease, with the protocol of client-go.
-
-The Lease in a thread and an event loop of its own, so that a busy main loop does not delay renewals.
-
-A blocked main loop must not hold the Lease for ever. So the main loop records a heartbeat, and the Lease is
-left to expire after `LeaseTimes.stall_seconds` without one.
-
-Other active installations of this operator that watch the same namespaces.
-
-A marked ClusterRoleBinding names the Lease of each installation and the namespaces that it watches. Only
-administrators may write ClusterRoleBindings, but everyone with the role `edit` in one namespace may write
-Leases there: a Lease that no ClusterRoleBinding names is never read.
-
-An active installation stays active: a new one does not acquire its Lease until the other is gone. If two
-start at the same time, the one that acquired its Lease first stays active. Both read the same Leases, so they
-come to the same result.
+The election uses the protocol of client-go on a `coordination.k8s.io` Lease. An active process also gives way
+to an active installation of this operator that watches one of its namespaces and was earlier.
 """
 
 import asyncio
@@ -248,7 +234,10 @@ MakeLease = Callable[[KubernetesClient, Callable[[], float]], Lease]
 
 
 class LeaseThread:
-    """A `Lease` for callers in another event loop.
+    """A `Lease` in a thread and an event loop of its own, so that a busy main loop does not delay renewals.
+
+    A blocked main loop must not hold the Lease for ever. So the main loop records a heartbeat, and the Lease
+    is left to expire after `LeaseTimes.stall_seconds` without one.
 
     Args:
         open_cluster: creates the client.
@@ -360,6 +349,14 @@ class _Renewal(NamedTuple):
 
 class Installations:
     """The Leases of all installations that have a marked ClusterRoleBinding.
+
+    It names the Lease of each installation and the namespaces that it watches. Only administrators may write
+    ClusterRoleBindings, but everyone with the role `edit` in one namespace may write Leases there: a Lease
+    that no ClusterRoleBinding names is never read.
+
+    An active installation stays active: a new one does not acquire its Lease until the other is gone. If two
+    start at the same time, the one that acquired its Lease first stays active. Both read the same Leases, so
+    they come to the same result.
 
     Clocks of different nodes are never compared: another installation is active as long as its Lease is held
     and changes.

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work queue: fair lanes, locks, back-off, and its workers.
+"""Work queue: each key at most once, one worker per key and per lock, with fairness, delays and back-off.
 
-Fair queues of keys and locks for them. Shares, such as namespaces, are served in rotation.
-
-Work queue: each key at most once, one worker per key and per lock, with fairness, delays and back-off.
-
-It belongs to one event loop and is not thread-safe.
-
-Workers: take a key, reconcile it, and decide by the error when to retry.
+Shares of keys, such as namespaces, are served in rotation. Workers take a key, reconcile it, and decide by
+the error when to retry. The queue belongs to one event loop and is not thread-safe.
 """
 
 import asyncio

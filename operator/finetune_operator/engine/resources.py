@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects of the Kubernetes API: their types, URL paths and metadata.
-
-Types of objects, and their URL paths in the API.
-
-Accessors for the metadata of objects of any type.
-"""
+"""Objects of the Kubernetes API: their types, URL paths and metadata."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

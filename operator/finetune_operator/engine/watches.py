@@ -1,19 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists and watches that keep the stores current, and their state.
+"""Lists and watches that keep the stores current, and the state of these watches.
 
-State of the watches: when each was last alive, and which namespaces have complete first lists.
-
-A frozen watch shows no error: only the time since its last event reveals it. A watch that is refused is not
-frozen: it gets responses, and needs a right.
-
-Read a complete list into a store, page by page, so that at most one unprocessed page is in memory.
-
-Keep the store of one type current: list, watch for a while, list again.
-
-Periodic full lists of the types that Kopf watches.
-
-Kopf lists again after a gap, but reports no deletions in it, and a watch may freeze without an error. A list
-finds both. It removes what is gone, and the watch counts as alive only if the list finds no missed change.
+The state is when each watch was last alive, and which namespaces have complete first lists. A frozen watch
+shows no error: only the time since its last event reveals it. A watch that is refused is not frozen: it gets
+responses, and needs a right.
 """
 
 import asyncio
@@ -186,7 +176,8 @@ async def read_list(
 ) -> ListResult:
     """Make the store equal to the objects that exist.
 
-    A list from a restored etcd begins a new epoch of the store.
+    The list is read page by page, so that at most one unprocessed page is in memory. A list from a
+    restored etcd begins a new epoch of the store.
 
     Args:
         cluster: client of the API server.
@@ -229,7 +220,10 @@ MAX_WAIT_SECONDS: Final = 30.0
 
 
 class Reflector:
-    """Reflector of one type in one namespace (or all), restricted by a label selector."""
+    """Keeps the store of one type current: list, watch for a while, list again.
+
+    In one namespace (or all), restricted by a label selector.
+    """
 
     def __init__(
         self,
@@ -329,7 +323,12 @@ TRY_SECONDS: Final = 1
 
 
 class Sweeper:
-    """Lists one type, in one namespace (or all): at the start, every `period_seconds`, and on request."""
+    """Lists one type, in one namespace (or all): at the start, every `period_seconds`, and on request.
+
+    For the types that Kopf watches. Kopf lists again after a gap, but reports no deletions in it, and a watch
+    may freeze without an error. A list finds both. It removes what is gone, and the watch counts as alive
+    only if the list finds no missed change.
+    """
 
     def __init__(
         self,
