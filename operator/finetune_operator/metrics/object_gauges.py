@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gauges about objects, computed from the caches at each scrape.
 
-Names, status and conditions of objects of any kind.
-
-Gauges of the budgets of ComputeProfiles, and of what waits for them.
-
-Gauges of endpoints and their revisions.
-
-Gauges about objects, computed from the caches at each scrape.
+They cover phases and conditions of objects, endpoints with their revisions, and the budgets of
+ComputeProfiles with the objects that wait for them.
 """
 
 import math

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that the process keeps (counters, histograms), their retention, and gauges of the process.
-
-Counters and histograms of this process, and the values of their labels.
-
-Drop series of namespaces and ComputeProfiles some time after the last object that they count.
-
-Metrics about the process itself.
-"""
+"""Metrics that the process keeps (counters, histograms), their retention, and gauges of the process."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
