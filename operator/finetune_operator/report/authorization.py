@@ -1,15 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may report: token reviews, their limits, and the run of the caller.
+"""Authorize reports: from the token to the pod, its Job, and the run that controls the Job.
 
-Rate limits by token buckets.
-
-Results of token reviews, kept by the token's hash, and limits of the reviews.
-
-Random tokens must not keep a caller with a good one from being served. So a token that was accepted before is
-reviewed again without the limits of unknown tokens, and unknown tokens from an address that has presented an
-accepted one, such as a renewed token, only have the limit of this address.
-
-Authorize reports: from the token to the pod, its Job, and the run that controls the Job.
+The API server reviews tokens. The results are kept by the token's hash, and token buckets limit the reviews.
 """
 
 import hashlib
@@ -111,6 +103,10 @@ class _Recent(OrderedDict[Key, Value]):
 
 class ReviewedTokens(Generic[Result]):
     """Reviews each token once in a while. The token itself is not stored.
+
+    Random tokens must not keep a caller with a good one from being served. So a token that was accepted
+    before is reviewed again without the limits of unknown tokens, and unknown tokens from an address that has
+    presented an accepted one, such as a renewed token, only have the limit of this address.
 
     Args:
         review: reviews a token.

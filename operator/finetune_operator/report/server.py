@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server of POST /v1/reports, and how the active process publishes it.
+"""HTTPS server of `POST /v1/reports`, and how the active process publishes it.
 
-EndpointSlice that routes the report Service, which has no selector, to the active process.
-
-HTTPS server of `POST /v1/reports`.
-
-Reports only show progress. A run whose reports are all lost has the same result.
-
-Publish the report endpoint from the active process: certificate, server and EndpointSlice.
+The report Service has no selector: an EndpointSlice routes it to the active process. Reports only show
+progress. A run whose reports are all lost has the same result.
 """
 
 import asyncio
