@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP servers of the process: probes, and metrics for callers that may read them.
 
-Who may read the metrics: callers that Kubernetes authenticates and authorizes.
-
-HTTPS server of /metrics for callers that may read it.
-
-HTTP server of /healthz, /readyz and, unless they are protected, /metrics.
+A plain HTTP server has /healthz, /readyz and, unless they are protected, /metrics. Protected metrics have an
+HTTPS server, for callers that Kubernetes authenticates and authorizes.
 """
 
 import asyncio

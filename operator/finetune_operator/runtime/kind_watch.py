@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kopf's watch of the operator's kinds, and the lists that repair what it misses.
 
-Keep the caches of the operator's kinds current: Kopf's watches, and lists that repair what they miss.
-
-Kopf's watch of the operator's kinds: it sends every event to a sink.
-
-Kopf runs in a thread with an event loop of its own. At its end it cancels every task of its loop that it does
-not know, and in the main thread it would replace the signal handlers.
+Kopf runs in a thread with an event loop of its own, and sends every event to a sink. At its end it cancels
+every task of its loop that it does not know, and in the main thread it would replace the signal handlers.
 """
 
 import asyncio

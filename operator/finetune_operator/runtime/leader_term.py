@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms as the active process: when one begins and ends, and its work.
+"""Terms as the active process, which holds the Lease: when one begins and ends, and its work.
 
-Terms as the active process: work only while this process holds the Lease.
-
-A process may be frozen at any time. The fence (`Lease.check`) ensures that it then sends no late write.
-
-The work of the active process: passes for the keys of the queue, and the tasks that run in parallel.
+The work is the passes for the keys of the queue, and tasks in parallel with them. A process may be frozen at
+any time. The fence (`Lease.check`) ensures that it then sends no late write.
 """
 
 import asyncio

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Users' objects that are not watched: the operator requests them when a pass needs them.
 
-Objects of a type with a `SharedList` come from one list of their namespace, which all passes share.
-
-If an object is missing or unusable, the operator polls it once for all objects that wait for it, and
-reconciles them only after it has changed.
+Objects of a type with a `SharedList` come from one list of their namespace, which all passes share. If an
+object is missing or unusable, the operator polls it once for all objects that wait for it, and reconciles
+these only after it has changed.
 """
 
 import asyncio

@@ -1,17 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator process: command, logs, garbage collection, and the parts in their order.
+"""The operator process: its command and logs, and its parts, started and stopped in order.
 
-Logs on standard output: one JSON object per line, or text.
-
-Garbage collection that stops the event loop only briefly, however many objects the caches hold.
-
-A full collection of Python walks over every object, and nothing else runs meanwhile. Almost all objects are
-the caches', which reference counting frees. Each full collection therefore exempts what survived it, so
-that the next one walks over newer objects only. A complete collection once a day frees exempted cycles.
-
-The operator process: it connects the parts, and starts and stops them in order.
-
-Start the operator: settings, logs, signals.
+Garbage collection stops the event loop only briefly, however many objects the caches hold: see
+`exempt_survivors`.
 """
 
 import asyncio
@@ -54,7 +45,7 @@ from finetune_operator.runtime.triggers import ChangeTriggers
 
 
 def configure_logs(level: str, format_: Literal["json", "text"]) -> None:
-    """Write all records of `level` and above to standard output."""
+    """Write all records of `level` and above to standard output: one JSON object per line, or text."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         JsonFormatter(
@@ -81,7 +72,12 @@ _OLDEST_GENERATION: Final = 2
 
 
 def exempt_survivors() -> None:
-    """Exempt the present objects from garbage collection, and from now on the survivors of each full one."""
+    """Exempt the present objects from garbage collection, and from now on the survivors of each full one.
+
+    A full collection of Python walks over every object, and nothing else runs meanwhile. Almost all objects
+    are the caches', which reference counting frees. Without the survivors, the next collection walks over
+    newer objects only.
+    """
     gc.freeze()
     if _exempt not in gc.callbacks:
         gc.callbacks.append(_exempt)
@@ -93,13 +89,13 @@ def _exempt(phase: str, info: dict[str, Any]) -> None:
 
 
 def collect_completely() -> None:
-    """Collect among all objects, also the exempted ones."""
+    """Collect among all objects, also the exempted ones, so that exempted cycles are freed."""
     gc.unfreeze()
     gc.collect()
 
 
 async def collect_completely_every_day() -> None:
-    """Run endlessly."""
+    """Call `collect_completely` once per day. Never returns."""
     while True:
         await asyncio.sleep(COMPLETE_SECONDS)
         collect_completely()

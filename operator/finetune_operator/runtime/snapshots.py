@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of the caches for passes, with typed views of the stores.
+"""Snapshots of the caches for passes, and lookups in the caches, with typed views of the stores.
 
-Typed views of a store. Each state of an object is parsed once, when it is first read.
-
-Settled objects are many and seldom read, so only the most recently read of their models are kept.
-
-Read the caches: snapshots for passes, at the cost of reading the children of one object, and lookups.
+A snapshot costs as much as reading the children of one object. Each state of an object is parsed once, when
+it is first read.
 """
 
 import logging
@@ -65,6 +62,8 @@ MAX_SETTLED_MODELS: Final = 200
 
 class Models(Generic[R]):
     """The objects of one kind as models.
+
+    Settled objects are many and seldom read, so only the most recently read of their models are kept.
 
     An object with values that only a newer release knows is still parsed, and `unknown` returns their paths.
     An object that cannot be parsed, which the CRDs of this release would have refused, is logged and left

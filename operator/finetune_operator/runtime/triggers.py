@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What queues a key: a change in the caches, and the resync.
 
-Queue keys after changes in the caches: of the changed object, and of the objects that depend on it.
-
-Resync: reconcile all objects without a change, at the beginning of a term and once per period.
-
-The first resync handles everything that happened before this process became active. Later ones repair what a
-watch event of a related object should have triggered and did not. A resync writes nothing if all is well.
+A change queues the changed object, and the objects that depend on it. The resync queues all objects without
+a change, at the beginning of a term and once per period.
 """
 
 import asyncio
@@ -110,6 +106,10 @@ PORTIONS: Final = 600
 
 class Resync:
     """Queues the keys of all objects.
+
+    The first resync handles everything that happened before this process became active. Later ones repair
+    what a watch event of a related object should have triggered and did not. A resync writes nothing if all
+    is well.
 
     Args:
         queue: work queue. Objects at rest come after all other keys.
