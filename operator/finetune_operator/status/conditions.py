@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions, as kstatus reads them, and the end of a run or a preparation, as they tell it.
-
-Conditions, as kstatus reads them.
+"""Conditions, as kstatus reads them, and the end of a run or a preparation, read from conditions.
 
 An object is in exactly one state: working (`Reconciling`), done (`Ready`), failed (`Stalled`) or suspended
 (`Suspended`). Entering a state removes the other three, because kstatus reads `Ready=False` as in progress
 and a remaining `Stalled` as failed. Domain conditions (`Trained`, `Evaluated`, …) are independent of it.
-
-The end of a run and of the preparation of a Dataset, read from their conditions.
 """
 
 import re

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prediction of a run and what it took, in statuses, messages and columns, and advice from both.
+"""The prediction of a run and what it took: in its status, in messages and in columns, and as advice.
 
-The prediction of a run in its status, in messages and in the columns of `kubectl get -o wide`.
-
-Texts of the advice in `status.advice`.
+The columns are those of `kubectl get -o wide`. The advice is in `status.advice`, for later runs.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress and scores, as kubectl shows them.
 
-Progress of the running stage, and its columns in `kubectl get`.
-
-The scores of an evaluation as lines of text, for `kubectl describe`.
+`kubectl get` has the progress of the running stage and the first scores in columns. `kubectl describe` has
+the scores of an evaluation as lines of text.
 """
 
 from typing import Final, Literal

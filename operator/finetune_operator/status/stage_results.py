@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the results of prepare and train say in statuses, conditions and events.
 
-Problems and warnings of data preparation, for statuses and events.
-
-The condition Trained, and the figures of a training in the status.
+Prepare: problems and warnings of the rows. Train: the condition Trained, and the figures of the training.
 """
 
 from typing import Final
