@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linux namespaces: of mounts for one cluster, and of a second cluster that runs next to the first.
 
-In the mount namespace of a cluster, the hard-coded paths of containerd and the kubelet are our own folders.
-It contains all overlay, tmpfs and network namespace mounts, which disappear with its last process.
-
-Addresses, ports, links and packet filters in the namespaces of the second cluster belong to it only, and no
-outside network is reachable: programs and images must already be on this machine. When the first process of
-the namespaces ends, the kernel ends all others.
+- In the mount namespace of a cluster, the hard-coded paths of containerd and the kubelet are our own folders.
+  It contains all overlay, tmpfs and network namespace mounts, which disappear with its last process.
+- Addresses, ports, links and packet filters in the namespaces of the second cluster belong to it only, and no
+  outside network is reachable: programs and images must already be on this machine. When the first process
+  of the namespaces ends, the kernel ends all others.
 """
 
 from collections.abc import Mapping, Sequence
