@@ -13,6 +13,6 @@ version omit it. In a dataclass, put the mark into the field's metadata.
 Add `"essential": True` if the reader must not run without the field once it is set: the operator then blocks
 with a condition instead of omitting it. Configs are read strictly, results and reports leniently.
 
-The package must not import torch or another part of the trainer. `vocabulary` and the tables do not import
+The package must not import torch or another part of the trainer. `vocabulary` and `dataset` do not import
 pydantic either. This file imports nothing, because it runs before every module of the package.
 """

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of a rollout: gates on figures of the pods and on the user's Prometheus queries.
+"""Analysis of a rollout: gates on the metrics and answers of pods, and on the user's Prometheus queries.
 
-Queries of the user to a Prometheus, which an analysis evaluates for both revisions.
-
-Analysis of a rollout: gates on what the pods of a new revision measure and answer, and the figures.
+A query is evaluated for both revisions, the new one and the one that serves. The module also has the figures
+of the gates, which the result of `analyze` reports.
 """
 
 from typing import Annotated, Final, Literal, get_args

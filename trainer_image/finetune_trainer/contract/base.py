@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all messages: wire form, versions, lenient reading.
+"""Base of all messages: their wire form, the fields to omit for an older reader, and lenient reading.
 
-Read what a newer release wrote: treat its enum values, and values beyond today's bounds, as data.
-
-Only JSON types are checked. A field or value unknown to this release never makes an object unreadable.
-
-Base of all messages: their wire form, and the fields to omit for a reader of an older version.
+A lenient reader checks JSON types only, so a field, an enum value or a value beyond today's bounds that a
+newer release wrote never makes an object unreadable.
 """
 
 import json

@@ -1,27 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of the stages and of the processes beside them, and the union that parses any of them.
+"""Configs of all processes of the trainer, and `CONFIG_ADAPTER`, which parses any of them.
 
-Base of the configs of all stages.
-
-The config of the stage that prepares rows.
-
-The config of the stage that checks the base model against the data.
-
-The config of the stage that trains.
-
-The config of the stage that evaluates.
-
-The configs of the containers in which a serving engine generates the answers of an evaluation.
-
-The config of the stage that computes the user's metrics.
-
-The config of the stage that analyzes a new revision of an endpoint.
-
-The config of a process that reads the result of a stage.
-
-The config of a process that removes a folder from the store.
-
-Parse a config of any process.
+A process is a stage of a run or Dataset, a container next to a stage (prompts, answers, score), the analysis
+of an endpoint, or one that works on the store alone (collect, cleanup). `serving` has the configs of an
+endpoint's processes.
 """
 
 import hashlib

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Checkpoint is evaluated, and the engine that answers for it.
+"""Settings, evidence and engine of an evaluation of a Checkpoint.
 
-How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options.
-
-The engine that generates the answers of an evaluation.
+The API shares the fields of generation, of the prompted model, of the metrics' options and of the checks.
 """
 
 from typing import Annotated, Literal

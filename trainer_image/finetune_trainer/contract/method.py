@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training methods: the table of objectives and types, their settings, and what of them can be sharded.
-
-Training methods: an objective, and a type that says which weights are trained.
+"""Training methods: an objective, and a type that says which weights are trained, with their settings.
 
 All other code reads their properties from `OBJECTIVES`, `TYPES` and `METHODS`. Each pair that the trainer can
 train is a row of `METHODS`. A new objective is a member of `Objective`, a row of `OBJECTIVES` and a module in
 `finetune_trainer.train.preference`. A new type is a member of `MethodType`, a row of `TYPES`, and a case in
-`finetune_trainer.train.model_setup`.
+`finetune_trainer.train.model_setup`. The API shares the fields of LoRA and Preference.
 
-Training method and its settings. The API shares the fields of LoRA and Preference.
-
-Whether the processes of a run shard the weights of the model, or each has a replica.
+The table also decides which methods can shard the weights over the processes of a run, instead of a replica
+in each process.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that the user brings: Python functions, tasks, judges.
+"""Metrics that the user brings to an evaluation.
 
-Metrics of the user: Python functions in ConfigMaps.
-
-General ability: tasks of lm-evaluation-harness whose files are in ConfigMaps.
-
-Judges: models behind an endpoint of the user that compare two answers.
+- Custom metrics: Python functions in ConfigMaps.
+- Tasks of lm-evaluation-harness, which measure general ability. Their files are in ConfigMaps.
+- Judges: models behind an endpoint of the user that compare two answers.
 """
 
 from typing import Annotated, Final, Literal

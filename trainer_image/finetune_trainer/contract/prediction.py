@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices: known accelerators, facts, and the prediction of what a run takes on them.
+"""What a run will take: known accelerators, device facts from the operator, and the prediction of preflight.
 
-Memory and peak of known accelerators, by the product name that the nodes of a cluster have as a label.
-
-Sources: the data sheets of NVIDIA (B200, GB200: DGX and HGX Blackwell; H100, H200, A100, A30, A10, A40, L4,
+`find_card` finds an accelerator by the product name that the nodes of a cluster have as a label. Sources of
+the table: the data sheets of NVIDIA (B200, GB200: DGX and HGX Blackwell; H100, H200, A100, A30, A10, A40, L4,
 L40, L40S, T4, V100; RTX: white papers of the architectures Ampere, Ada and Blackwell), of AWS (A10G: G5
 instances) and of AMD (Instinct MI210, MI300X, MI325X).
 
@@ -11,8 +10,6 @@ instances) and of AMD (Instinct MI210, MI300X, MI325X).
   GDDR6 memory stores its own error-correcting codes, such as the L4.
 - The peak is that of dense bf16 matrix products with sums in fp32. Data sheets often state twice as much,
   with structured sparsity. T4 and V100 have no bf16 units: theirs is that of fp16.
-
-What a run will take: device facts from the operator, and the prediction that preflight makes with them.
 """
 
 from collections.abc import Mapping

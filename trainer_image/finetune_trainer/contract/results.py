@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stages report: progress while they run, and results.
+"""What stages report: progress while they run, and one result when they end.
 
-Progress is reported while a stage runs. The chain completes without these reports.
-
-The learning curve of a run: what trainings on shares of its rows say about more rows.
-
-Results of the stages, written when the stage ends.
+The chain completes without the reports of progress. A result includes the learning curve of a run: what
+trainings on shares of its rows say about more rows.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines, sampling, and the configs of an endpoint's processes.
+"""Messages of an endpoint's processes: their configs and results.
 
-Settings of a server that the API shares, and the names of the engine's reasoning parsers.
-
-The configs of a serving pod, of its init container and of the engine, and of the model cache.
-
-The config of a process that puts a base model into the store for an endpoint, and its result.
-
-The config of a process that merges an adapter into its base model, and its result.
+Configs are those of the serving pod with its init container and engine, of the model cache, of the process
+that puts a base model into the store, and of the process that merges an adapter into its base model. The API
+shares the default sampling parameters.
 """
 
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Enum values of messages: stages, splits, formats, exit codes, failure reasons.
 
-Enum values of messages, without pydantic, so that the preparation of rows can import them.
-
-How a stage ends: exit codes of its process, and failure reasons.
+The module does not import pydantic, so that the preparation of rows can import it.
 """
 
 from collections.abc import Sequence
