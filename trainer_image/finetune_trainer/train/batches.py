@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How rows become optimizer steps and batches, shared among processes; held-out rows too.
+"""How the rows of optimizer steps become batches, shared among the processes of a run; held-out rows too.
 
-The number of optimizer steps of a run, and how the rows of a step are divided.
-
-Held-out rows in batches, of which one at a time is on the device.
-
-Divides the rows of an optimizer step into batches, and shares these among processes.
-
-All divisions of a step, and any number of processes, compute the same rows, so they train the same weights.
+However a step is divided, and with any number of processes, all processes together compute the same rows, so
+they train the same weights. Held-out rows are read lazily: one batch at a time is on the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,21 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens between steps, in the order of the events, on one run state; knows no trainer's library.
+"""Callbacks between the steps of a training, which share one run state; independent of the trainer's library.
 
 The session passes each event to the callbacks in this order: Heartbeat, ReportProgress, Divergence,
 RetainCheckpoints, Validate, SaveState. Each may end training by raising Preempted, StageFailure or
 StoppedEarly; the later callbacks are then not called.
-
-The state that the callbacks of a run share, and their base class.
-
-Heartbeats, and the moment from which a signal must save a state.
-
-Reports the figures of each step to the ledger, the operator, Prometheus and the log.
-
-Ends a run whose loss is not finite or has diverged.
-
-Saves kept weights, the best weights and resume states, and ends the run after a signal.
-
-Validates after each interval, and saves the weights with the lowest validation loss.
 """
 
 import logging
@@ -152,7 +140,10 @@ class Callback:
 
 
 class Heartbeat(Callback):
-    """Feeds the watchdog and the clock of wasted time with each batch."""
+    """Feeds the watchdog and the clock of wasted time with each batch.
+
+    From `begin` on, a signal must save a state.
+    """
 
     @override
     def begin(self, step: int, epoch: float) -> None:
@@ -178,7 +169,10 @@ logger = logging.getLogger(__name__)
 
 
 class ReportProgress(Callback):
-    """Counts each step; logs a step every few seconds, and the last one."""
+    """Reports the figures of each step to the ledger, the operator and Prometheus.
+
+    Logs a step every few seconds, and the last one.
+    """
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
@@ -356,7 +350,10 @@ def validation_sample(rows: Sequence[T], hyperparameters: Hyperparameters) -> Se
 
 
 class Validate(Callback):
-    """A run that is stopped during validation saves its state first; the next pod repeats the validation."""
+    """Validates after each interval, and saves the weights with the lowest validation loss.
+
+    A run that is stopped during validation saves its state first; the next pod repeats the validation.
+    """
 
     def __init__(self, run: RunState, batches: LazyBatches, saving: SaveState, by_row: int = 0) -> None:
         """`batches` are those of this process; empty without validation rows.

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trainer and which loss a method has.
-
-The losses of the objectives that train on preference data.
-
-Creates the trainer of a method.
-"""
+"""Creates the trainer of a method; `LOSSES` has the losses of the objectives for preference data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

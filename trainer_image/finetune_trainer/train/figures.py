@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of steps and validations: loss, rewards, throughput, losses by row.
+"""Figures of optimizer steps and validations: losses, rewards, tokens per second, time left.
 
-Rewards of answers in DPO, KTO and ORPO: how far training has moved the model towards an answer.
-
-DPO and KTO: beta times the answer's log-likelihood minus that under the reference model. ORPO, which has no
-reference model: beta times the mean log-likelihood of the answer's tokens.
-
-Figures of optimizer steps, and their averages: loss, rewards, tokens per second, time left.
-
-The validation loss by row, which the points of a learning curve are compared by.
+A reward says how far training has moved the model towards an answer. DPO and KTO: beta times the answer's
+log-likelihood minus that under the reference model. ORPO, which has no reference model: beta times the mean
+log-likelihood of the answer's tokens. Losses by row serve the comparison of a learning curve's points.
 """
 
 import time

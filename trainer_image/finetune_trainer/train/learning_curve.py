@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning curve: trained subsets, their record, and intervals of their losses.
+"""The learning curve: trainings on nested subsets of the rows, which show whether more rows would help.
 
-Trainings on nested subsets of the rows after the run itself, to see whether more rows would help.
-
-The main run is complete, and its checkpoints are published, before the first subset begins.
-
-What a restarted pod continues a learning curve from: the result of the main run, and finished subsets.
-
-Intervals of a learning curve, and what they say about more rows.
+The subsets are trained one after the other. Before the first one begins, the main run is complete and its
+checkpoints are published. A restarted pod continues from `CurveRecord`: the result of the main run, and the
+finished subsets.
 
 Differences are paired: both losses are those of the same validation rows. Intervals do not cover what another
 seed would change.
-
-Train on nested subsets of the rows, one after the other, and compare their validation losses.
 """
 
 import logging

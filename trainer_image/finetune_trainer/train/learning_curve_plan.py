@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainings of a learning curve: nested subsets of rows, and progress of all; preflight reads it.
+"""Plan of the trainings of a learning curve: nested subsets of the training rows, and the progress of all.
 
-Nested subsets of the training rows.
-
-The trainings of a run with a learning curve, and the progress of all of them together.
+Preflight uses the plan, too.
 """
 
 import math

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished run publishes: checkpoints and report.
+"""Publication of a finished run: its checkpoints in the store, and its report in the run's folder.
 
-The training report in the run's folder, as JSON and as an HTML page.
-
-Publishes the best, final and kept weights of a run as checkpoints in the store.
+Checkpoints are the best, final and kept weights. The training report is written as JSON and as an HTML page.
 """
 
 import json

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training session: the attempt that it continues, the events of the Trainer, the run to the last step.
+"""A training session: loads the model, passes the trainer's events to the callbacks, trains to the end.
 
-One attempt at a run: the state it resumes from, and how it divides a step.
-
-Adapts the events of transformers' Trainer to our callbacks.
-
-A training session: loads the model, watches it, and trains to the last step.
+`Attempt` decides where the session begins: the state that it resumes from, and how it divides a step.
+`Events` adapts the events of transformers' Trainer to the callbacks.
 """
 
 import logging

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folders of a run's states: their names, and how they appear complete or not at all.
+"""Folders of a run's states: the names of their files, and how they appear complete or not at all.
 
-Names of the folders and files of a run's states.
-
-Folders of a run that appear complete or not at all: the manifest is written last, then the final name.
+The manifest is written last, then the folder gets its final name.
 """
 
 import re

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformers' Trainer with whole steps, our loss and our state, replicated or sharded.
+"""transformers' Trainer with whole optimizer steps as its batches, our loss, and a state written by our code.
 
-transformers' Trainer with whole optimizer steps as its batches.
-
-transformers' Trainer with our loss, and with its state written by our code.
-
-Full training with the weights sharded across the processes of a run: PyTorch's FSDP2.
-
-Each process holds its rows of every layer with their gradients and optimizer state, and gathers a layer only
-while it is computed. Checkpoints are those of one process.
+With full sharding (PyTorch's FSDP2), each process holds its rows of every layer with their gradients and
+optimizer state, and gathers a layer only while it is computed. Checkpoints are those of one process.
 """
 
 import math

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights and optimizer state in shards (FSDP2): how a model is sharded, and its shards in a state.
+"""Weights and optimizer state in shards (FSDP2): how a model is sharded, and its shards in a saved state.
 
-How transformers shards a model across the processes of a run while it loads the weights (FSDP2).
-
-Reads and writes this process's rows of weights and optimizer state, with any number of processes.
-
-A sharded state has one file of tensors per process. The number of processes may differ when it is read,
-because each process reads the rows that it needs, and nothing else.
+transformers shards the model across the processes of a run while it loads the weights. A sharded state has
+one file of tensors per process. The number of processes may differ when it is read, because each process
+reads the rows that it needs, and nothing else.
 """
 
 import json

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every preference loss is made of: compared rows, model and reference model, base class.
+"""What the losses of DPO, KTO and ORPO have in common: compared rows, the reference model, the base class.
 
-Preference data in batches, each row with an answer to another prompt.
+A loss is a mean over rows. The loss of an optimizer step is the one that TRL computes for a single batch of
+all rows of the step. It depends neither on the size of its batches nor on the number of processes. Each row
+of a batch also has an answer to another prompt.
 
-The model that is trained, and the model that training starts from.
-
-That reference model is the base model with its adapter disabled or, if the run continues from a Checkpoint, a
-frozen copy of its adapter. It does not change in training and is not part of a resume state, so an
-interrupted run resumes exactly. There is no second copy of the base model.
-
-What DPO, KTO and ORPO have in common: a loss that is a mean over rows, however they are split.
-
-The loss of an optimizer step is the one that TRL computes for a single batch of all rows of the step. It
-depends neither on the size of its batches nor on the number of processes.
+The reference model is the model that training starts from: the base model with its adapter disabled or, if
+the run continues from a Checkpoint, a frozen copy of its adapter. It does not change in training and is not
+part of a resume state, so an interrupted run resumes exactly. There is no second copy of the base model.
 """
 
 from abc import ABC, abstractmethod

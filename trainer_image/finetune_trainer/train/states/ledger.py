@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that states carry: fingerprint, loss curve and divergence, best and kept steps.
+"""The figures of a run that its states carry, in addition to weights, optimizer and random numbers.
 
-The losses of a run: detection of divergence, and a loss curve of bounded size.
-
-A loss is high if it exceeds the median of the previous steps by `HIGH_LOSS_FACTOR`. Unusual rows cause a few
-such steps; `MAX_HIGH_LOSS_STEPS` consecutive ones mean divergence. Interruptions do not change the curve.
-
-Retention: the steps whose weights are kept, in addition to the best and final, to become Checkpoints.
-
-The figures of a run that its states carry, in addition to weights, optimizer and random numbers.
+- The fingerprint: inputs that must be equal to resume.
+- The loss curve, of bounded size. Interruptions do not change it.
+- Recent losses, by which divergence is detected. A loss is high if it exceeds the median of the previous
+  steps by `HIGH_LOSS_FACTOR`. Unusual rows cause a few such steps; `MAX_HIGH_LOSS_STEPS` consecutive ones
+  mean divergence.
+- The best step, and by `Retention` the steps whose weights are kept to become Checkpoints, in addition to the
+  best and final ones.
 """
 
 from collections.abc import Sequence

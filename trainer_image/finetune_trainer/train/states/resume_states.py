@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resume states of a run: saved while training continues, found and checked after a restart.
-
-A state that is written while training continues.
-
-Resume states of a run in `step-N` folders: training resumes from the newest valid one; two are kept.
+"""Resume states of a run in `step-N` folders: training resumes from the newest valid one; two are kept.
 
 Like an artifact of the store, such a folder is complete if it has a `manifest.json`. It is synced to disk
 before it is renamed to its final name. A state is written in the background, while training continues.

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in training, written as files of a published checkpoint with their probe.
+"""Writes weights in training as files of a published checkpoint: equal weights give equal bytes.
 
-The weights of an adapter in training.
+The other files of a checkpoint are its `Bundle`, which is added when the weights are published. The probe
+records what weights predict when they are written, while they are in memory.
 
-Writes a whole model as `save_pretrained` does, but gathers its tensors one after another.
-
-Of a sharded model no process ever holds more than one tensor in full. If the files have other names or shapes
-than the model, as those of mixtures of experts, it holds the tensors of one layer.
-
-Writes weights as files in the form of published checkpoints: equal weights give equal bytes.
-
-The other files of a checkpoint are its `Bundle`, which is added when the weights are published.
-
-Records what weights predict when they are written, while they are in memory.
+A whole model is written as `save_pretrained` does, but its tensors are gathered one after another, so of a
+sharded model no process ever holds more than one tensor in full. If the files have other names or shapes than
+the model, as those of mixtures of experts, it holds the tensors of one layer.
 """
 
 import json
