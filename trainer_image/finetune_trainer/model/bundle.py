@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files next to weights: adapter settings, tokenizer, chat template, stop tokens.
+"""The files next to published weights: adapter settings, tokenizer, chat template, stop tokens.
 
-The files next to published weights with which other software uses them as they were trained.
-
-An adapter loads with PEFT from its folder and the base model alone; its tokenizer, chat template and
-generation config load with transformers from the same folder. A whole model has the same files.
-
-Chat template and stop tokens of a base model that is served without adapters, read from its files.
+With them, other software uses the weights as they were trained. An adapter loads with PEFT from its folder
+and the base model alone; its tokenizer, chat template and generation config load with transformers from the
+same folder. A whole model has the same files. For a base model that is served without adapters, chat template
+and stop tokens are read from its own files.
 
 The container that fetches models has little memory and the store's credentials. So this module does not
 import transformers, parses no vocabulary, and does not run the chat template, which is code of the model's
 author.
-
-Settings and base model of an adapter, read from its own files.
 """
 
 import json

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss on completion tokens, with the output head computed for a few positions at a time.
-
-The output head, computed for a few positions at a time.
+"""The loss on completion tokens only, with the output head computed for a few positions at a time.
 
 With a large vocabulary the logits are the largest tensor of a step: 300 tokens and a vocabulary of 262,144
 take 300 MiB in float32, and the usual backward pass keeps several such tensors. Here the logits of a few
 positions are computed, reduced to loss and gradient, and freed, as in "Liger Kernel: Efficient Triton Kernels
 for LLM Training" (P.-L. Hsu et al., 2024, section 3.2, FusedLinearCrossEntropy).
-
-The loss on completion tokens only.
 """
 
 import math

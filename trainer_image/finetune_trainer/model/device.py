@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device of a model: its choice and check, its memory, and exhausted memory as an exception.
+"""The device that a model runs on: its choice, its memory and number of threads, and exhausted memory.
 
-The device that a model runs on, its memory, and the number of threads.
-
-Exhausted memory as one exception, with the figures of the device.
-
-Checks that a stage which was given accelerators can use them, before it does any work.
+Exhausted memory of a GPU or of the CPU is one exception, `OutOfMemory`. A stage that was given accelerators
+checks that it can use them before it does any work.
 """
 
 import ctypes

@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation of the next tokens of running requests: the batch, and the sampler.
-
-Sampling of the next token from the logits.
-
-Tensors of the running requests. One forward pass computes one token for each of them.
-
-Inputs are on the device of the embedding, and the keys and values of each layer on the device of that layer.
+"""Generation of the next tokens of running requests: one forward pass computes one token for each of them.
 
 Rows are left-padded, so that all of them end in the same column: column `width - 1` holds the newest token of
 every row. Requests join and leave between passes. Padding is masked, and position ids count real tokens only,
-so a row's logits do not depend on the other rows (up to rounding).
+so a row's logits do not depend on the other rows (up to rounding). Inputs are on the device of the embedding,
+and the keys and values of each layer on the device of that layer.
 """
 
 from collections.abc import Sequence

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading of base models and adapters: in 16 or 4 bits, on one or several devices.
+"""Loads base models and adapters, in 16 or 4 bits, on one or several devices.
 
-DoRA adapters in inference: as fast as plain LoRA, and in one batch with other adapters.
-
-A layer computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is
-that of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT computes
-BA and the norm in every pass, because both change in training, and refuses batches of several adapters. In
-inference the weights are fixed, so m / ‖W + s·BA‖ is a constant.
-
-Load base models and adapters: only safetensors, and never code that comes with a model.
-
-Base models in 4 bits, as QLoRA trains on them and as its adapters are evaluated.
-
-The devices that hold the layers of one model, for evaluation and serving.
-
-Several devices compute the layers of a model one after the other: it gets their memory, and not their speed.
-Weights are only in the memory of devices: a layer in host memory or on disk would be copied for each token.
+- Only safetensors are loaded, and never code that comes with a model.
+- Models in 4 bits are those of QLoRA: it trains on them, and its adapters are evaluated on them.
+- Several devices, for evaluation and serving, compute the layers of a model one after the other: it gets
+  their memory, and not their speed. Weights are only in the memory of devices: a layer in host memory or on
+  disk would be copied for each token.
+- DoRA adapters in inference are as fast as plain LoRA, and can be in one batch with other adapters. A layer
+  computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is that
+  of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT computes BA
+  and the norm in every pass, because both change in training, and refuses batches of several adapters. In
+  inference the weights are fixed, so m / ‖W + s·BA‖ is a constant.
 """
 
 import logging

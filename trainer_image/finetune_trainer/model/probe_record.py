@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a probe and its tolerance; without torch, for vLLM's process.
+"""The record of a probe: what trained weights predicted after a few fixed prompts when they were published.
 
-The record of a probe: what trained weights predicted after a few fixed prompts when they were published.
+The tolerance is how much predictions may differ from their record, by what computed them. docs/decisions/0038
+has the measurements of the Transformers engine, docs/endpoints.md those of vLLM.
 
-Does not import PyTorch: a serving pod reads the record in processes that do not have ours.
-
-How much predictions may differ from their record, by what computed them.
-
-Does not import PyTorch: vLLM's process has another version. docs/decisions/0038 has the measurements of the
-Transformers engine, docs/endpoints.md that of vLLM.
+Does not import PyTorch: a serving pod reads the record in processes that do not have ours, and vLLM's process
+has another version.
 """
 
 import logging
