@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chat template of a tokenizer, its marked copy for training, and its control tokens.
 
-Chat templates with markers around what the assistant generates, `{% generation %}`.
-
-TRL has such a copy of the templates of many model families, found by the text of the published template. They
-are read from its files, because importing TRL imports PyTorch and takes seconds.
-
-The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
-
 Prompts and completions are trained and served as a chat, so a request with the prompt as its user message
 sees exactly the tokens of training. If the model has a chat template, it is used. If it has none, as most
 base models, the trainer supplies one (`supplied_templates`).
 
-Control tokens that occur in the text of rows.
-
-The tokenizer reads such text as the control token itself: a user's `<|im_end|>` ends the turn.
+The marked copy has `{% generation %}` around what the assistant generates. TRL has such a copy of the
+templates of many model families, found by the text of the published template. They are read from its files,
+because importing TRL imports PyTorch and takes seconds.
 """
 
 import re
@@ -108,7 +101,7 @@ NONE: Final[TemplateArguments] = MappingProxyType({})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in `trl_templates_folder`, with a chat template and a padding token.
+    """Load the tokenizer in `folder`, with a chat template and a padding token.
 
     Raises StageFailure (BASE_MODEL_INVALID) if it cannot be read or used for chats.
     """
@@ -262,7 +255,10 @@ def _invalid(folder: Path, what: str) -> StageFailure:
 
 
 class ControlTokens:
-    """Finds the control tokens of one tokenizer in rows."""
+    """Finds the control tokens of one tokenizer in the text of rows.
+
+    The tokenizer reads such text as the control token itself: a user's `<|im_end|>` ends the turn.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         parser = parser_for(tokenizer)

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as token ids and labels: conversations, and the answers of preference data.
-
-Encodes rows as token ids and labels.
+"""Encodes rows as token ids: conversations with labels, and preference data as a prompt and its answers.
 
 The model learns every assistant turn except those of weight 0: the text from the end of the prompt to the end
 of the answer, including the end-of-turn token, so that it learns to stop. All other tokens have the label
-`IGNORE_INDEX`. `rendering` says where the text of a turn begins and ends.
+`IGNORE_INDEX`. `rendering` determines where the text of a turn begins and ends.
 
-Encodes preference data as token ids: a prompt and its answers as separate sequences.
-
-The ids are those of `RowEncoder`: the prompt is what serving sends, and an answer ends with its end-of-turn
-token, so training, evaluation and serving see the same tokens.
+The prompt and the answers of preference data are separate sequences, with the ids of `RowEncoder`: the prompt
+is what serving sends, and an answer ends with its end-of-turn token. So training, evaluation and serving see
+the same tokens.
 """
 
 from bisect import bisect_left

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as text by the chat template, and the check that tools and calls are in it.
-
-Renders rows with the chat template, and finds the text that the model generates in each assistant turn.
+"""Renders rows with the chat template, and finds the text that the model generates in each assistant turn.
 
 A turn begins where its prompt ends: the prompt is what serving sends, so the model learns to continue it.
 Text that the template writes before the answer, such as an empty `<think>` block, is learned unless the
@@ -17,10 +15,9 @@ Three renderings are tried, in this order. The first one with all turns to learn
 
 If none has all of them, the one with most of them is used, and the other turns are context only.
 
-Whether a rendered conversation has the tools and the calls of its row.
-
-Templates write calls as JSON, as elements of XML, or as text of their own. In all of these notations names
-and values have the same letters and digits, so only these are compared.
+A rendered conversation is checked for the tools and the calls of its row. Templates write calls as JSON, as
+elements of XML, or as text of their own. In all of these notations names and values have the same letters and
+digits, so only these are compared.
 """
 
 import json

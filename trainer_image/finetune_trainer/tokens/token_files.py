@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded rows on disk: columns, folder, and the name of the encoding under which the store has them.
+"""Encoded rows on disk: made once by preflight, and mapped into memory by every process that trains.
 
-Lists of int32 on disk, one per row: written row by row, and read by mapping the files into memory.
+The folder has `tokens.json`, and a folder per split with the columns of its rows. Rows are not truncated. A
+column is a list of int32 per row, in two files, both little-endian: `name.int32` with the values of all rows,
+and `name.bounds.int64` with the number of values before each row and after the last.
 
-A column `name` has two files, both little-endian: `name.int32` with the values of all rows, and
-`name.bounds.int64` with the number of values before each row and after the last.
-
-Encoded rows on disk: made once by preflight, and mapped into memory by every process that trains.
-
-The folder has `tokens.json`, and a folder per split with the columns of its rows. Rows are not truncated.
-
-Names an encoding of rows: equal names mean equal tokens for equal rows.
+The store has the folder under the name of the encoding: equal names mean equal tokens for equal rows.
 """
 
 import hashlib
