@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of all stores: keys of artifacts, folders of runs, the store.
+"""Interface of all stores: artifacts, folders derived from them, folders of runs, and their keys.
 
-Where a store has artifacts, derived folders and runs: keys relative to the store, with `/`.
-
-Interface of the folder of one stage of a run, in all stores.
-
-Interface of all stores, and the code that they share.
+Keys are relative to the store, with `/`. The module also has the code that all stores share.
 """
 
 import logging

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store in a bucket: its objects, the folders of runs, the store.
-
-Objects below one prefix of a bucket, by relative keys. Failures say what to check.
-
-Folder of a run in a bucket: written in the pod, uploaded in the background, read by the next pod.
-
-The store in a bucket, through fsspec, with a scratch folder in the pod.
+"""The store in a bucket, through fsspec, with a scratch folder in the pod.
 
 Objects cannot be renamed, so an artifact is uploaded to its final keys, and is valid once its manifest, the
-last upload, exists. Stages read it from a verified copy in the scratch folder, made once per pod.
+last upload, exists. Stages read it from a verified copy in the scratch folder, made once per pod. The folder
+of a run is written in the pod, uploaded in the background, and read by the next pod. Failures say what to
+check.
 """
 
 import logging

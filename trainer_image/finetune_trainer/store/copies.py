@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verified copies of artifacts outside of the store: on a pod's volume, in the model cache, in an image.
+"""Verified copies of artifacts outside of the store: on a pod's volume, in the model cache, in an OCI image.
 
-Makes verified copies of artifacts on another volume, which is the pod's own or the model cache.
-
-An OCI image with one whole model, which a serving pod mounts and reads in place.
-
-The model cache: a volume with whole models that serving pods read in place.
-
-It has the layout of a store. A file is hashed once, after it was copied. The volume then has a record of
-each file's size and times, which any write to the file changes. A pod that finds other values hashes the
-files again.
+An image holds one whole model, which a serving pod mounts and reads in place. The model cache is a volume
+with whole models that serving pods read in place. It has the layout of a store. A file is hashed once, after
+it was copied. The volume then has a record of each file's size and times, which any write to the file
+changes. A pod that finds other values hashes the files again.
 """
 
 import hashlib

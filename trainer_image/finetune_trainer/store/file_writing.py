@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes of files: durable, and hashed while they are written.
+"""Writes files that survive a power loss, and hashes them while they are written.
 
-Writes that survive a power loss: first the content, then its name, each flushed to the disk.
-
-Hashes files while they are written, so that a manifest needs no second read.
+First the content is flushed to the disk, then the name. A manifest needs no second read of the files.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that work on the store alone: collect and cleanup.
 
-Reads the result of a stage whose pod, and with it the termination message, no longer exists.
-
-Removes the content of a deleted record or run from the store.
+`collect` reads the result of a stage whose pod, and with it the termination message, no longer exists.
+`cleanup` removes the content of a deleted record or run.
 """
 
 import logging
