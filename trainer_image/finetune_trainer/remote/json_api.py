@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A JSON API of the user: its requests, and what to do if it cannot be used.
+"""Requests to a JSON API of the user, and what the user can do if it cannot be used.
 
-Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries.
-
-What a user can do about a JSON API of theirs that cannot be used.
+Requests have the credentials of the API's endpoint, time limits and retries.
 """
 
 import asyncio

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that may be talked to: refused addresses, and origins that credentials are bound to.
+"""Servers that may be contacted: refused addresses, and the origins that credentials are bound to.
 
-Refuses connections to addresses of the node and of the cloud's metadata services.
+Connections to addresses of the node and of the cloud's metadata services are refused by an audit hook on
+`connect`. It sees the address after name resolution, on every attempt and every redirect, in every library. A
+name that changes its address between check and connection has no effect.
 
-The check is an audit hook on `connect`. It sees the address after name resolution, on every attempt and every
-redirect, in every library. A name that changes its address between check and connection has no effect.
-
-Origins (scheme, host and port), to which credentials are bound.
+An origin is scheme, host and port of a URL.
 """
 
 import errno

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A remote folder, its files, and the limits of reading it.
+"""A remote folder and its files, as all of this package reads them, and the limits of reading.
 
-Fixed limits of time and size, so that a stage fails with a message of its own and not by its deadline.
-
-Types that this package shares: a remote folder, its files, and their content.
+The limits of time and size are fixed, so that a stage fails with a message of its own and not by its
+deadline.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Failures of servers: classified, and retried if they are transient.
 
-Classification of errors of all clients: five libraries have five families of exceptions.
-
-Retries of requests after transient failures: servers restart, connections break, and quotas refill.
+Errors are classified for all clients: five libraries have five families of exceptions. Transient are failures
+of servers that restart, connections that break, and quotas that refill.
 """
 
 import logging

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file or folder read over the network: listing and download.
+"""A file or folder that a stage reads over the network: its listing and its download.
 
-Lists the files of a remote folder, and reads them from any offset.
-
-Download of remote files. A file gets its final name only when it is complete.
-
-A file or folder that a stage reads over the network: its listing and its download.
+Files are read from any offset, so that a broken download can continue. A file gets its final name only when
+it is complete.
 """
 
 import glob
