@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The group of several processes over torch.distributed, with the detection of a lost peer that it owns.
+"""A group of several processes over torch.distributed: gloo between CPUs, NCCL between GPUs.
 
-Detects that another process is gone, even while this process hangs in a collective with it.
-
-A group of several processes over torch.distributed: gloo between CPUs, NCCL between GPUs.
+Its `PeerMonitor` detects that another process is gone, even while this process hangs in a collective with it.
 """
 
 import logging

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a run as one of them sees them: its rank, and the collectives of the group.
+"""The processes of a run as one of them sees them: its rank, and the collectives between them.
 
-The rank of this process among the processes of a run.
-
-Collectives between the processes of a run. `Group` is the group of a single process, at no cost.
+`Group` is the group of a single process, at no cost. `distributed_group` has that of several processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the processes of a run connect: the store of rank 0, and the authenticated tunnel to it.
+"""How the processes of a run find each other: the TCPStore of rank 0, and an authenticated tunnel to it.
 
-An authenticated tunnel to rank 0's store for processes in other pods.
+A pod may start minutes before the other pods, and may restart while they are still in the session that it
+left. So each process registers with a random id, and rank 0 opens the session with the ids that it has seen.
 
 torch's TCPStore listens on all addresses and authenticates no one: whoever reaches it can join the run. So it
 listens on loopback, and a TunnelServer accepts connections from other pods. Both ends prove that they have
 the run's key, each by an HMAC over the other end's random challenge, so a recorded exchange cannot be
 replayed (ISO/IEC 9798-4, mutual three-pass authentication). After that, bytes are forwarded unchanged: the
 key keeps strangers out, but does not protect against someone who can modify packets in transit.
-
-Rendezvous: how the processes of a run find each other, through a TCPStore that rank 0 serves.
-
-The store listens on loopback. Processes in other pods connect through a tunnel with the run's key (see
-`tunnel`).
-
-A pod may start minutes before the other pods, and may restart while they are still in the session that it
-left. So each process registers with a random id, and rank 0 opens the session with the ids that it has seen.
 """
 
 import hmac
