@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs, and the redaction of credentials in them and in all text that leaves the process.
+"""Logs on standard output, and the redaction of credentials in all text that leaves the process.
 
-Redacts credentials in text that leaves this process.
-
-Servers quote what they receive: in reason phrases, in bodies, in redirect locations. These texts reach logs,
-conditions and the store, which more people may read than Secrets.
-
-Logs on standard output: text on a terminal, otherwise one JSON object per line.
+Logs are text on a terminal, otherwise one JSON object per line. Servers quote what they receive: in reason
+phrases, in bodies, in redirect locations. These texts reach logs, conditions and the store, which more people
+may read than Secrets.
 """
 
 import base64

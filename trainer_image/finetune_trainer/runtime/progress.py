@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress: counted and sent to the operator.
+"""Progress of work, counted and sent to the operator and the log at limited rates.
 
-Sends progress to the operator. A stage never waits for it and never fails because of it.
-
-Reports progress of work to the operator and to the log, at limited rates.
+A stage never waits for a report to the operator and never fails because of it.
 """
 
 import logging

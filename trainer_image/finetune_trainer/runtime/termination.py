@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a process ends: failure, preemption, termination message.
+"""How a process ends: the failure of a stage, which says what to fix, and the pod's termination message.
 
-Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved.
-
-Termination message of the pod: the kubelet copies the content of this file to the container's status.
+`Preempted` is the other early end, after the state is saved. The kubelet copies the content of the message's
+file to the container's status.
 """
 
 import logging
