@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running stage has in addition to its config: context, progress, watchdog.
+"""The runtime context of a stage, in addition to its config: store, reporter, progress, watchdog.
 
-The runtime context of a stage, in addition to its config.
-
-Progress of a stage whose amount of work is known in advance; stops the stage after a signal.
-
-Ends a process that hangs in training or evaluation, so that the next pod can resume.
-
-A GPU or storage that stops responding blocks a call forever, and with it the main thread.
+`StageMeter` counts an amount of work that is known in advance, and stops the stage after a signal.
+`StepWatchdog` ends a process that hangs in training or evaluation, so that the next pod can resume: a GPU or
+storage that stops responding blocks a call forever, and with it the main thread.
 """
 
 import faulthandler

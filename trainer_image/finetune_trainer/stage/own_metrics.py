@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of the user's metrics and tasks, mounted from ConfigMaps.
+"""Sources of the user's metrics and tasks, which a pod mounts from ConfigMaps.
 
-The source of a user's metric: its digest, and whether it has the function. Nothing of it is executed.
-
-The tasks of general ability that a run evaluates: built from the files that its pod mounts.
+The source of a metric is checked for its digest and its function. Nothing of it is executed. The tasks of
+general ability that a run evaluates are built from the mounted files.
 """
 
 import ast
