@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which code runs a config; each imported only when it runs.
+"""Which code runs a config.
 
-Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup.
-
-Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch.
+A process either runs a stage, or leaves no result of a stage: the containers around a stage or an endpoint,
+and cleanup. The code of each is imported only when it runs, because most stages import torch.
 """
 
 from finetune_trainer.contract.base import Digest

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's process: command line, stage, result, exit code.
+"""The trainer's process: runs one config, and ends with a result, a termination message and an exit code.
 
-Runs a stage and ends its process with a result in the store, a termination message and an exit code.
-
-The command line of a trainer process: one config in, one result out. See `contract`.
+The config is in the command line or the environment, the result in the store (see `contract`).
 """
 
 import argparse
