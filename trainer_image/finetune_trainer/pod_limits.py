@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors and memory that the pod may use.
-
-Number of processors that this process may use.
-
-Memory that the processes of this pod may use.
-"""
+"""Processors and memory that the processes of this pod may use."""
 
 import logging
 import math
