@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of rows: cleaned and prepared in this process or in worker processes, returned in order.
+"""Prepares batches of rows in this process or in worker processes, and returns them in order.
 
-Cleaning of texts as the recipe specifies, after each row has its split.
-
-Turns batches of records into lines, digests and findings, each row by itself.
-
-A batch does not depend on other batches, so several processes can work on the batches of a source.
-
-Prepares batches of rows in worker processes, and returns them in order.
+A batch does not depend on other batches, so several processes can work on the batches of a source. Each
+record becomes a line, digests and findings by itself. Texts are cleaned as the recipe specifies, after the
+row has its split.
 
 A worker is a separate Python process. It is not forked: that is unsafe with threads, and not the default on
 macOS. A worker ends if its parent is killed, because its standard input is then closed.

@@ -1,24 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that repeat others: exact, near, and held-out rows of another dataset.
+"""Finds rows that repeat others: leaked, duplicate, near duplicate and conflicting rows.
 
-Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
-
-Two rows are near if the sets of word trigrams of their inputs (with case folded) have a Jaccard similarity of
-about 0.8 or more, and their answers are equal. Similar inputs with different answers, such as two tickets
-that differ by a number and by the team they go to, are what a model should learn, and do no harm in a test.
-
-Prompts that come from one template share its words and would all be near each other. So trigrams that many
-of the first rows have are ignored.
-
-The share of trigrams means little for a short text, or for one with few words besides the template. Such
-texts are near only if all their words are equal.
-
-The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `limit_to_memory`
-chooses which ones are compared.
-
-Selection of the rows to keep: removes leaked and duplicate rows, and finds conflicts.
-
-The rules apply in this order, each to the remaining rows:
+These rules select the rows of a dataset to keep. They apply in this order, each to the remaining rows:
 
 - Leaked row: its input also occurs in a split that is held out more (of a training row in validation or test,
   of a validation row in test). It is removed. Splits by the hash of the input have no leaked rows. Splits by
@@ -34,11 +17,23 @@ The rules apply in this order, each to the remaining rows:
 - Conflict: an earlier row has the same input and a different answer. The row is kept. Preferences conflict if
   they order the same two answers differently, and KTO rows if they label the same answer differently.
 
-Inputs are compared across splits as a reader sees them, regardless of case, punctuation at
-the ends of words, Unicode form, invisible characters and whitespace. Near duplicates compare answers
-regardless of case, Unicode form, invisible characters and whitespace.
+Inputs are compared across splits as a reader sees them, regardless of case, punctuation at the ends of words,
+Unicode form, invisible characters and whitespace. Near duplicates compare answers regardless of case, Unicode
+form, invisible characters and whitespace. Held-out rows of another dataset are compared by the rule within a
+dataset.
 
-Rows of a dataset that repeat held-out rows of another one, by the rule within a dataset.
+Near duplicates are found by MinHash over the words of inputs, among rows with the same answer:
+
+- Two rows are near if the sets of word trigrams of their inputs (with case folded) have a Jaccard similarity
+  of about 0.8 or more, and their answers are equal. Similar inputs with different answers, such as two
+  tickets that differ by a number and by the team they go to, are what a model should learn, and do no harm in
+  a test.
+- Prompts that come from one template share its words and would all be near each other. So trigrams that many
+  of the first rows have are ignored.
+- The share of trigrams means little for a short text, or for one with few words besides the template. Such
+  texts are near only if all their words are equal.
+- The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `limit_to_memory`
+  chooses which ones are compared.
 """
 
 import hashlib

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a source: read once, decompressed and hashed on the way.
+"""Files of a source: read once from beginning to end, decompressed and hashed on the way.
 
-Decompression of files, with a limit on the unpacked size.
-
-Files of a source: read once from beginning to end, decompressed and hashed on the way.
+The files share a limit on their unpacked size.
 """
 
 import gzip

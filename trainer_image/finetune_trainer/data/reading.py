@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of a source: which container each file is, and its rows.
+"""Reads all rows of a source in one format, file by file.
 
-Detection of a file's container by its first bytes.
-
-Reads all rows of a source in one format, file by file.
+The first bytes of a file determine its container.
 """
 
 import codecs

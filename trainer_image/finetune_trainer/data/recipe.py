@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a preparation, of which the prompt template is one.
+"""Settings of a preparation, all of which enter a version's preparation digest.
 
-Settings of a preparation. All of them enter a version's preparation digest.
-
-Prompt template: a text with `{column}` for each column to insert.
+The prompt template is a text with `{column}` for each column to insert.
 """
 
 import json

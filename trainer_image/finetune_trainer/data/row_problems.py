@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of rows: issues, and the checks and display of single values that issues are made of.
-
-Problems of rows: each issue names what is wrong, what was expected and what to do.
+"""Problems of rows: each issue names what is wrong, what was expected and what to do.
 
 The report, which is in the store next to the rows, may quote them. Status, events and logs may not. So
 quotations are marked, and an issue has a second wording without them.
 
-Checks and display of single values, for all formats.
+All formats share the checks of single values and the way in which issues show them.
 """
 
 import re

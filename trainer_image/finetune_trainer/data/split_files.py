@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The splits of a dataset: which one a row is in, and the file of each.
+"""Splits of a dataset: the rule that assigns each row to one, and a file per split with one row per line.
 
-Split of a row. This rule never changes: it keeps training rows out of the test split for ever.
-
-The fraction of a row is the first 8 bytes, big-endian, of SHA-256 over this canonical JSON (UTF-8, no spaces,
-sorted keys), divided by 2^64, so that it lies in [0, 1):
+The rule never changes: it keeps training rows out of the test split for ever. The fraction of a row is the
+first 8 bytes, big-endian, of SHA-256 over this canonical JSON (UTF-8, no spaces, sorted keys), divided by
+2^64, so that it lies in [0, 1):
 
     ["v1", seed, "prompt", text]               a prompt; for preferences and KTO if it is one user turn
     ["v1", seed, "messages", [{…}, …]]         a chat: `role` and `content` of every turn before the last, and
                                                `tool_calls` and `tool_call_id` of the turns that have them
     ["v1", seed, "group", value]               with groupBy: the value of that column
 
-Below `test` the row is a test row, below `test + validation` a validation row, otherwise a training row.
-Line ends in texts are LF before they are hashed. So equal inputs (with groupBy: rows of one group) are always
-in the same split, new rows move no existing row, and neither the order of rows nor line ends matter.
-The row is hashed before any cleaning. Rows with a split of the team's own keep it.
-
-Files of a dataset: one per split, with one row per line.
+Below `test` the row is a test row, below `test + validation` a validation row, otherwise a training row. Line
+ends in texts are LF before they are hashed. So equal inputs (with groupBy: rows of one group) are always in
+the same split, new rows move no existing row, and neither the order of rows nor line ends matter. The row is
+hashed before any cleaning. Rows with a split of the team's own keep it.
 """
 
 import hashlib

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of detectors, and the selection of those that a text needs.
+"""Detectors of text that should not be learned, and the selection of those that a text needs.
 
-Selection of the detectors to run on a text, in one pass over the text.
-
-An RE2 set reads a text once, regardless of the number of expressions. RE2 has no lookaround, and its
-character classes are ASCII only. So its expressions match at least what a detector finds, and possibly more.
-
-Interface of detectors, which find spans of text that should not be learned.
+One pass over a text selects them: an RE2 set reads a text once, regardless of the number of expressions. RE2
+has no lookaround, and its character classes are ASCII only. So its expressions match at least what a detector
+finds, and possibly more.
 """
 
 import re

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scan of a row's texts for sensitive text: found, redacted, hashed.
+"""Scans all texts of a row for sensitive text, redacts it as the recipe specifies, and collects its hashes.
 
-Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text.
+With the salted hashes, an evaluation finds secrets and personal data of training rows in answers of a model.
+The texts themselves are never stored. Like the rows next to it, the file of the hashes must stay private:
+with it, guesses can be tested, and all numbers of a short form tried.
 
-Salted hashes of the secrets and personal data in training rows, to find them in answers of a model.
-
-The texts themselves are never stored. Like the rows next to it, the file must stay private: with it, guesses
-can be tested, and all numbers of a short form tried.
-
-Scans all texts of a row for sensitive text, and redacts it as the recipe specifies.
+Control sequences of chat templates are reported because a tokenizer reads them as marks of turns, not as
+text.
 """
 
 import hashlib

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delimited text: CSV and TSV.
-
-Rows of TSV, whose writers quote cells or do not: a quote is text unless another one ends the same cell.
-
-CSV as in RFC 4180, with commas or semicolons, and TSV; both with a header, in UTF-8.
+"""Delimited text with a header, in UTF-8: CSV as in RFC 4180, with commas or semicolons, and TSV.
 
 Texts with separators or line ends are in double quotes. Spreadsheets in the cloud write TSV without quoting,
 so in TSV a quote is text unless it begins a cell and another one ends the same cell.

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Lines and JSON list, and their decoder.
+"""JSON Lines and JSON lists of objects, in UTF-8, and the decoder of JSON in files and in fields.
 
-Decodes JSON like Python's own reader, and detects names that occur twice in one object.
-
-The JSON is a record, or the text of a field: tables hold lists and objects, such as messages and tools, as
-JSON texts in their cells.
-
-JSON Lines: one object per line, in UTF-8.
-
-A JSON list of objects, in UTF-8, read value by value: a list may be larger than memory.
-
-It uses Python's own reader, not ijson, which replaces surrogates with "?", stops at NaN and at integers of
-more than 64 bits, accepts a name twice in an object, and takes unlimited memory for deep nesting.
+- JSON Lines have one object per line. A JSON list is read value by value, because it may be larger than
+  memory.
+- Tables hold lists and objects, such as messages and tools, as JSON texts in their cells. The same decoder
+  reads these.
+- The decoder reads JSON like Python's own reader, and detects names that occur twice in one object.
+- Lists are not read by ijson, which replaces surrogates with "?", stops at NaN and at integers of more than
+  64 bits, accepts a name twice in an object, and takes unlimited memory for deep nesting.
 """
 
 import codecs

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of formats, with the hints by which a format recognizes a file.
+"""Base class of formats, which recognize records by hints and turn each into a row or issues.
 
-Clues for recognizing formats: the fields of a record, the names in the recipe, the container.
-
-Columns of the source that stay with a prepared row, as texts. A model never sees them.
-
-Base class of formats, which turn a record into a row or issues.
+The hints are the fields of a record, the names in the recipe, and the container.
 """
 
 import json
@@ -100,6 +96,8 @@ def kept_columns(record: Fields, names: Iterable[str]) -> tuple[tuple[str, str],
 
     A number, a list or another value becomes its JSON, or its text if it has none. Never makes a row invalid:
     characters that a row must not have become U+FFFD.
+
+    These columns of the source stay with a prepared row, as texts. A model never sees them.
     """
     values = ((name, _text(record.get(name))) for name in sorted(set(names)))
     return tuple((name, value) for name, value in values if value)

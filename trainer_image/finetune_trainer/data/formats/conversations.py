@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations: messages, tool calls and the order of turns.
-
-Tools and tool calls, as in the chat API of OpenAI.
+"""Conversations as in the chat API of OpenAI: messages, tools, tool calls, and the order of turns.
 
 Chat templates print the fields in the order in which they get them. So the fields that the API defines have
 the order in which the engines render a request, and schemas and arguments have the order of the source.
 
-Lists of messages, as in the chat API of OpenAI.
-
-Checks of the order of a conversation's turns, and of which turns are learned.
+The checks of the order of turns include which turns are learned.
 """
 
 import json

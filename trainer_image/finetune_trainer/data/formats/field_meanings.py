@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields that have a meaning for training, and those that rate an answer.
+"""Names of fields that have a meaning for training, and fields that rate an answer.
 
-Names of fields that have a meaning for training.
+If nothing reads a field with a meaning, a warning names it. If a file has no field that a format reads, its
+usual names of questions and answers show how to map them.
 
-If nothing reads such a field, a warning names it. If a file has no field that a format reads, its usual names
-of questions and answers say how to map them.
-
-Fields that rate an answer: rows that have one are KTO, are left out, or the user must set the format.
+Rows with a field that rates an answer are KTO, are left out, or the user must set the format.
 """
 
 from collections.abc import Callable, Iterable, Mapping

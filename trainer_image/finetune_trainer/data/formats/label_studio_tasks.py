@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of Label Studio: values, answers of annotations, and their issues.
+"""Values and annotated answers of Label Studio's tasks for generative AI, and their issues.
 
-Values of Label Studio's tasks for generative AI: conversations, selected answers, chat messages.
-
-Issues of tasks of Label Studio.
-
-Answers in annotations of Label Studio, by the names of their control tags.
+The values are conversations, selected answers, and chat messages. The names of the control tags identify the
+answers in annotations.
 """
 
 import ast

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All formats, and which of them a file's records have.
+"""All formats, and the detection of the format of a file's records.
 
-All formats. Each one describes, recognizes and reads its records; see `Format`.
-
-Detection of the format of a file's records.
+Each format describes, recognizes and reads its records; see `Format`.
 """
 
 from collections import Counter
