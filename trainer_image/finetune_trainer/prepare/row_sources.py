@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of rows: found on a volume, or downloaded.
+"""Sources of rows: lists their files on a volume of this pod or at a remote server, and opens them.
 
-Find the files of a source on a volume: one file, a folder of files, or a pattern of names.
-
-Files of a source, on a volume of this pod or downloaded.
+On a volume, a source is one file, a folder of files, or a pattern of names. Remote files are downloaded.
 """
 
 import fnmatch
@@ -230,7 +228,7 @@ class MountedRows:
 
 
 class RemoteRows:
-    """Files of a remote source: listed at once, downloaded by `convert_read_errors`.
+    """Files of a remote source: listed at once, downloaded by `readable`.
 
     `revision` is the commit of a source at the hub. `version` is None if the server reports neither versions
     nor times.

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stage, with the logs and hashes that it publishes beside the rows.
+"""The prepare stage: finds the sources, prepares and validates their rows, and publishes them with a report.
 
-Publishes the hashes of a dataset's secrets and personal data.
-
-Log files of problems and of similar rows, in the run's folder.
-
-Run the stage: find the sources, prepare and validate their rows, publish them, and write the report.
+It also publishes hashes of the dataset's secrets and personal data, and writes logs of problems and of
+similar rows to the run's folder.
 """
 
 import io
