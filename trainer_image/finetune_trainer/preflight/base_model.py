@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of the base model: chosen, read or downloaded, and put into the store.
+"""The base model: its files are chosen at their source, downloaded if remote, and put into the store.
 
-Choose the files of a base model among those of its folder.
-
-Files of the base model, on a volume of this pod, in the store, or downloaded.
-
-Put the base model into the store, once for all runs that use it.
-
-Put a base model into the store for an endpoint that serves it without any run.
+The files are on a volume of this pod, in the store, or at a remote source. The store has the model once for
+all runs that use it, and also for an endpoint that serves it without any run.
 """
 
 import json

@@ -29,7 +29,7 @@ maxBatchRows
     or ORPO counts twice, because it has two sequences. None with a token budget.
 maxBatchTokens
     None, so that batches are divided by rows. Where the memory of the devices is known: 16,384, or what fits
-    of it (`estimate.plan`). Not for DPO, KTO and ORPO, whose batches are divided by rows.
+    of it (`estimate.memory_plan`). Not for DPO, KTO and ORPO, whose batches are divided by rows.
 maxSteps
     None: epochs ends the run. With maxSteps and without epochs, the run makes as many passes as it takes.
 warmupRatio, scheduler, weightDecay
@@ -41,7 +41,8 @@ saveEverySteps
 earlyStoppingPatience
     None: a run trains to its last step unless the user sets a patience.
 gradientCheckpointing
-    False: it costs time. `estimate.plan` turns it on where the memory of the devices is known to be short.
+    False: it costs time. `estimate.memory_plan` turns it on where the memory of the devices is known to be
+    short.
 sharded
     None: Full is sharded across several processes, adapters are replicated. `compute.sharding` changes it.
 validateEverySteps

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a method can train this model, this parent and these rows, and the settings that follow.
 
-Check that method and rows suit each other, and resolve the settings for preference data.
-
-Check the Checkpoint that a run continues from, and take over the settings of its adapter.
-
-Check that transformers can train a model, from its config and without its weights.
+- Rows: method and rows must suit each other. The settings for preference data follow from both.
+- Parent: the run takes over the settings of the adapter in the Checkpoint from which it continues.
+- Model: transformers must be able to train it, by its config and without its weights.
 """
 
 from collections import Counter

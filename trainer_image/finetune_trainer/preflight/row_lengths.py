@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths of rows in tokens: measured, too long, reported.
+"""Lengths of rows in tokens: measured, checked against the max sequence length, and reported.
 
-Lengths of rows in tokens, what the user should know of them, and rows that are too long.
-
-Rows that are longer than the max sequence length: left out, truncated, or a reason to fail.
-
-Report about the rows' lengths in tokens, in the run's folder, as JSON and as a page.
+Rows that are longer than the max sequence length are left out, truncated, or a reason to fail. The report is
+in the run's folder, as JSON and as a page.
 """
 
 import dataclasses

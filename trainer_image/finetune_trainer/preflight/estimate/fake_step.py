@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of one training step on fake tensors, also of a deep model from shallow ones.
+"""Measures one training step of a method on fake tensors: peak bytes of a process and operations.
 
-Counts the bytes of live tensors and the floating-point operations of a block.
-
-One training step of a method on fake tensors: peak bytes of a process, and floating-point operations.
-
-The figures of a deep model from those of two shallow ones with the same layers.
+It counts the bytes of live tensors and the floating-point operations. The figures of a deep model follow from
+those of two shallow ones with the same layers.
 """
 
 import copy

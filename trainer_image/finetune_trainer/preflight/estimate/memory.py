@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of a process of train, from a fake step and the numbers of parameters.
+"""Bytes that one process of train needs: what a fake step measures, and what only formulas give.
 
-Numbers of parameters of a base model, from its layers without weights.
-
-Bytes that one process of train needs: what a fake step measures, and what only formulas give.
-
-By formula, because it needs a device or several processes:
+The numbers of parameters of a base model come from its layers without weights. By formula, because it needs a
+device or several processes:
 
 QLoRA
     A layer of n weights in 4 bits has n / 2 bytes, a byte for each block of 64 weights, and a float32 for

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings with which a step fits the devices, or the failure with what would fit.
+"""Chooses batches and gradient checkpointing so that a step fits the memory of a device.
 
-Choose batches and gradient checkpointing so that a step fits the memory of a device.
-
-Batches of rows are halved, and then activations are recomputed: the rungs that train takes when memory runs
-out (`train.guards.memory`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
+Batches of rows are halved, and then activations are recomputed: the same steps that train takes when memory
+runs out (`train.memory_ladder`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
 chosen with which a step fits if activations are recomputed. What the user set is kept.
 
-The failure of a run that cannot fit its devices, and what would fit.
+The failure of a run that cannot fit its devices names what would fit.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training will take: memory, duration, and that of the learning curve.
+"""Predicts the memory and duration of training, and chooses the settings that make it fit.
 
-Floating-point operations of a run, and how long devices take for them.
-
-Predict what training will take, and choose the settings that make it fit.
-
-What a learning curve adds to a run: the duration of its trainings, which must fit the time of the run.
+The duration follows from the floating-point operations of the run and the devices. The trainings of a
+learning curve add theirs, and together they must fit the time of the run.
 """
 
 import logging
