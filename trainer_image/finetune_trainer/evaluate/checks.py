@@ -1,19 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that can veto a promotion (`spec.evaluation.checks`).
+"""Checks of trained weights that no metric shows, and that can veto a promotion (`spec.evaluation.checks`).
 
-Checks of trained weights that no metric shows. What they find can veto the promotion.
-
-Numbers of rows in a finding.
-
-Compares what weights predict after the fixed prompts with the base model, and with their record.
-
-Finds answers of the tuned model that ended because it predicted NaN or infinity.
-
-Finds secrets and personal data of the training rows that the model repeats in its answers.
-
-Prepare stores salted hashes of what it found in the training rows. The same detectors find candidates in each
-answer, and the hashes of these are compared. Values in the row's own prompt do not count: to repeat what the
-user wrote shows nothing about training.
+- Probes: what weights predict after the fixed prompts is compared with the base model, and with their record.
+- Finite answers: finds answers of the tuned model that ended because it predicted NaN or infinity.
+- Memorization: finds secrets and personal data of the training rows that the model repeats in its answers.
+  Prepare stores salted hashes of what it found in the training rows. The same detectors find candidates in
+  each answer, and the hashes of these are compared. Values in the row's own prompt do not count: to repeat
+  what the user wrote shows nothing about training.
 """
 
 import json

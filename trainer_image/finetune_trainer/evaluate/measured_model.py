@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A loaded model as the metrics use it: it generates answers and has losses, batch by batch.
 
-Generates the answers of one model to a batch of prompts, with the settings of an endpoint.
-
-A row leaves the batch when its answer is complete, so that the remaining rows take less time. Answers are
-greedy unless the settings have a temperature. Then each row has a random generator of its own: its tokens do
-not depend on the other rows of the batch, and all models draw the same numbers for it.
-
-One model and a batch of rows of the evaluated split, as the metrics use them.
+Answers are generated with the settings of an endpoint. A row leaves the batch when its answer is complete, so
+that the remaining rows take less time. Answers are greedy unless the settings have a temperature. Then each
+row has a random generator of its own: its tokens do not depend on the other rows of the batch, and all models
+draw the same numbers for it.
 """
 
 import hashlib

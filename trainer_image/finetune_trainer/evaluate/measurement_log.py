@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What earlier processes of the stage have measured, and the digest by which it is used again.
+"""Measurements of earlier processes of the stage, and the digest that decides whether to reuse them.
 
-What the predictions of a subject depend on.
-
-What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
-
-While the stage runs, the rows are in parts, each written at once. At the end, one file replaces them. Both
-begin with a header line; every other line is a `RowPrediction` as JSON.
-
-The values of finished tasks in the run's folder: a file per task and subject. They are not done again.
+- Rows: what each model answered to each row, and its values, are in a file of the run, from which an
+  evaluation resumes. While the stage runs, the rows are in parts, each written at once. At the end, one file
+  replaces them. Both begin with a header line; every other line is a `RowPrediction` as JSON.
+- Tasks: the values of finished tasks are in the run's folder, in a file per task and subject. The stage does
+  not run these tasks again.
 """
 
 import hashlib

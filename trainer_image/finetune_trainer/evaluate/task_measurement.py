@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of lm-evaluation-harness, done with a subject's model.
+"""Runs the tasks of lm-evaluation-harness that a subject has not finished, with the subject's model.
 
-A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have.
-
-Does the tasks that a subject has not finished.
+To the library, the model is an `LM` with the same tokens and truncation as the library's own models.
 """
 
 import logging

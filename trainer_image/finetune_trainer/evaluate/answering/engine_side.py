@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's side: starts the server as a child process and sends it the prompts.
-
-A server of a serving engine as a child process.
-
-Lets a serving engine answer the prompts of an evaluation.
+"""The engine's side: starts a serving engine as a child process, which answers the prompts of an evaluation.
 
 It always ends with exit code 0, so that the trainer starts, which reports why a subject has no answers.
 """

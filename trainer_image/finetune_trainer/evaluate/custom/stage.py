@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score stage: calls the user's functions for all answers, each function in a process of its own.
+"""The score stage: calls the user's functions for all answers that an evaluation has generated.
 
-Calls a user's function in a process of its own, with limits of time and memory.
-
-Run the stage that computes the user's metrics of the answers that an evaluation has generated.
+Each function has a process of its own, with limits of time and memory.
 """
 
 import json

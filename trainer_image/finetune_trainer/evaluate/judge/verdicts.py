@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What judges said: replies in a file of the run, verdicts of rows, win rates, and the parts of the result.
+"""What judges replied: a log of their replies, verdicts of rows, win rates, and the parts of the result.
 
-The replies of a judge: a file of the run, so that no process repeats a call that was paid for.
+The replies of a judge are in a file of the run, so that no process repeats a call that was paid for. The
+first line is a header with the prompt. Every other line is a `JudgeReply` as JSON.
 
-The first line is a header with the prompt. Every other line is a `JudgeReply` as JSON.
-
-What the replies of a judge say about each row, and about the judge.
-
-Win rates of the tuned model, as estimates for all rows of their kind.
-
-What the judges of an evaluation said, as parts of its result.
+Win rates of the tuned model are estimates for all rows of their kind.
 """
 
 import logging

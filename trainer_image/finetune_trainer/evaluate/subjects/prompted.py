@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The subject Prompted: instructions and chosen training rows before each row.
+"""The subject Prompted: the base model with a system prompt and training rows as examples before each row.
 
-Chooses the training rows that a prompt shows as examples.
+It shows what a good prompt alone would have given. The examples are turns of the conversation, in the same
+chat template as the rows. Their answers are context: the loss of a row is that of the same tokens as for the
+other subjects, given the longer prompt.
 
-The rule:
+The rule that chooses the training rows:
 
 1. A row is a candidate if its answer is a correct one, its input is not that of an evaluated row, and it has
    the same tools as all evaluated rows.
@@ -11,12 +13,6 @@ The rule:
 3. If the answers look like labels, the labels take turns, in an order drawn with the seed, so that the prompt
    shows as many of them as possible.
 4. A candidate with which the prompt no longer fits is skipped.
-
-The subject Prompted: the base model with a system prompt and training rows as examples.
-
-It shows what a good prompt alone would have given. The examples are turns of the conversation, in the same
-chat template as the rows. Their answers are context: the loss of a row is that of the same tokens as for the
-other subjects, given the longer prompt.
 """
 
 import heapq
