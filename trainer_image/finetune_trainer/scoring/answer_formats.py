@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats that answers must match: a regular expression or a JSON Schema, by RE2.
+"""Formats that answers must match: a regular expression or a JSON Schema.
 
-Regular expressions of users, by RE2: the time to match grows with the text and not exponentially.
-
-Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
-
-jsonschema matches patterns with Python's `re`, which can take exponential time for an answer.
+RE2 matches all patterns, also those of schemas: its time grows with the text and not exponentially.
+jsonschema alone matches patterns with Python's `re`, which can take exponential time for an answer. Nothing
+is read from the network.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,8 +34,7 @@ def compile_pattern(expression: str) -> Any:
 
 
 def occurs(expression: str, text: str) -> bool:
-    """Whether a part of the text matches, as in a JSON Schema. Raises ValueError as `compile_pattern` "
-    "does."""
+    """Whether a part of the text matches, as in a JSON Schema. Raises ValueError as `compile_pattern`."""
     # JSON can have half of a surrogate pair, which UTF-8 cannot.
     return compile_pattern(expression).search(text.encode(errors="replace").decode()) is not None
 

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON in the text of answers: values and tool calls.
+"""JSON in the text of answers: values, and tool calls in any wrapping.
 
-JSON in the text of answers.
-
-Tool calls in the text of answers: JSON objects with a name and arguments, in any wrapping.
-
-Qwen, Hermes and others write them inside of tags, Llama and Mistral without, as one object each or as a list.
-Templates that write calls in another form are recognized by their own rows: the text of the expected answer
-has no calls then.
+A tool call is an object with a name and arguments. Qwen, Hermes and others write them inside of tags, Llama
+and Mistral without, as one object each or as a list. Templates that write calls in another form are
+recognized by their own rows: the text of the expected answer has no calls then.
 """
 
 import json

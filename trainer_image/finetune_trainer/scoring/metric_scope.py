@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics need in addition to answers: labels, schema, pattern, and where they are found.
+"""Finds what metrics compare answers with in addition to the correct answer: labels, a schema, a pattern.
 
-What metrics compare answers with, in addition to the correct answer of the row.
-
-Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern.
+It is found before rows are measured.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a task: what they may have, read once, known by a digest.
+"""The files of a task: read once, checked, and known by a digest. Nothing of them is executed.
 
-What a task file may have: the part of lm-evaluation-harness's format that executes and downloads nothing.
-
-A file of this part means the same to the library. Every other field is refused by its name.
-
-The files of a task: read once, checked, and known by a digest. Nothing of them is executed.
+A task file may have the part of lm-evaluation-harness's format that executes and downloads nothing. A file of
+this part means the same to the library. Every other field is refused by its name.
 """
 
 import hashlib
