@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any other figure, by the bootstrap over independent units: rows, or groups of rows.
+"""Estimates figures without a closed interval, by the BCa bootstrap over independent units.
 
-Rows that are not independent, because they share a group.
-
-Any other figure, by the BCa bootstrap: the bias-corrected and accelerated percentiles of resampled data.
-
-Efron, B. (1987). Better bootstrap confidence intervals. Journal of the American Statistical Association
-82(397), 171-185.
+A unit is a row, or a group of rows that are not independent because they share the group. BCa intervals are
+the bias-corrected and accelerated percentiles of resampled data: Efron, B. (1987). Better bootstrap
+confidence intervals. Journal of the American Statistical Association 82(397), 171-185.
 """
 
 import math

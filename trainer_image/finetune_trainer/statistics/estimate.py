@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An estimate with its interval, and how many rows would decide a gate.
+"""An estimate: a figure of rows, the interval of what it estimates, and how many rows would decide a gate.
 
-A figure that was computed from rows, and the interval of what it estimates.
+The power formula of a one-sided test gives the number of rows:
 
-How many rows decide a gate, by the power formula of a one-sided test.
-
-Rows = ((z(confidence) × deviation at the bound + z(power) × deviation at the value) / distance)², where z is
+rows = ((z(confidence) × deviation at the bound + z(power) × deviation at the value) / distance)², where z is
 the quantile of the normal distribution, and the distance is that of the value from the bound. Fleiss, J. L.,
 Levin, B., and Paik, M. C. (2003). Statistical Methods for Rates and Proportions, section 2.5.
 """

@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shares of rows, differences of shares, and quantiles from counts, with closed intervals.
 
-The interval of a difference of shares by a score statistic.
-
-Share of rows that are right, by Wilson's score interval or the exact one of Clopper and Pearson.
-
-Difference of the shares of two independent samples, by the score interval of Miettinen and Nurminen.
-
-Miettinen, O. and Nurminen, M. (1985). Comparative analysis of two rates. Statistics in Medicine 4(2),
-213-226, equations (8) and (9), and the closed form in appendix I.
-
-Difference of two shares of the same rows, by the score interval of Tango.
-
-Tango, T. (1998). Equivalence test and confidence interval for the difference in proportions for the
-paired-sample design. Statistics in Medicine 17(8), 891-908, equations (24) to (26).
-
-A quantile of values of which only the counts in the buckets of a histogram are known.
+- Share of rows that are right: Wilson's score interval, or the exact one of Clopper and Pearson.
+- Difference of the shares of two independent samples: the score interval of Miettinen and Nurminen.
+  Miettinen, O. and Nurminen, M. (1985). Comparative analysis of two rates. Statistics in Medicine 4(2),
+  213-226, equations (8) and (9), and the closed form in appendix I.
+- Difference of two shares of the same rows: the score interval of Tango. Tango, T. (1998). Equivalence test
+  and confidence interval for the difference in proportions for the paired-sample design. Statistics in
+  Medicine 17(8), 891-908, equations (24) to (26).
+- Quantile of values of which only the counts in the buckets of a histogram are known.
 """
 
 import math
