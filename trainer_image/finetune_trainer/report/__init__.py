@@ -2,5 +2,5 @@
 """Reports about rows, their tokens and training, as JSON for programs and as one HTML page for people.
 
 Prepared -> document.document -> report.json
-            document -> page.page -> report.html
+            document -> html_page.page -> report.html
 """

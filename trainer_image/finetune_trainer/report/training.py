@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content of the training page: losses and learning curve.
-
-Content of the page about a run's losses: its verdict, its figures, and the geometry of its chart.
-
-The learning curve of a run on its page: the geometry of its chart, and the texts of its table.
+"""Content of the training page: its verdict, its figures, the chart of losses, and the learning curve.
 
 A curve is `{validationRows, outlook, points}`. A point has `share`, `rows`, `loss` with `lossLow` and
 `lossHigh`, `gain` with `gainLow` and `gainHigh`, and `problem`; each but the first two may be None.

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports in words: headlines of problems, and a verdict.
-
-Headlines for kinds of problems and for relations between rows.
-
-Verdicts of the reports: a sentence each.
-"""
+"""Reports in words: headlines for problems and relations between rows, and verdicts of a sentence each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

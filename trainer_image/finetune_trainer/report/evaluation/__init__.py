@@ -2,5 +2,5 @@
 """The report of an evaluation: its scores, and what each model answered to each row, the worst first.
 
 EvaluationFacts -> content.evaluation_report -> evaluation.json
-                   evaluation_report -> htmlpage.evaluation_page -> evaluation.html
+                   evaluation_report -> html_page.evaluation_page -> evaluation.html
 """

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an evaluation: as JSON, and its sentences.
+"""The report of an evaluation as JSON, and the sentences of its page.
 
-Which label was answered for which: the confusion matrix of a classification.
+docs/report.md describes the JSON. Its size is limited, whatever the models answered. The confusion matrix of
+a classification counts which label was answered for which.
 
-The report as JSON. docs/report.md describes it. Its size is limited, whatever the models answered.
-
-The sentence at the top of the page: is the tuned model better, than what, and how sure is that.
-
-Gates in words: what each asks for, and what the rows say. The operator decides, by the same figures.
+The sentence at the top of the page answers: is the tuned model better, than what, and how sure is that. Gates
+in words have what each asks for, and what the rows say. The operator decides, by the same figures.
 """
 
 from collections import Counter

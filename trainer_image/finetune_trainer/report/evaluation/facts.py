@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that the report of an evaluation states, as plain data.
 
-Rows with the answers of all models: which row went how, and the order in which people read them.
-
-Judges in the report of an evaluation: their win rates, and what says how far to trust them.
-
-Everything that the report of an evaluation states, as plain data.
+Rows have the answers of all models, how each went, and the order in which people read them. Judges have their
+win rates, and the figures that show how far to trust them.
 """
 
 from collections.abc import Mapping, Sequence
