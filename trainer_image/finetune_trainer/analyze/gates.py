@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts of gates: on what pods count, on queries, on answers.
+"""Decides the gates of an analysis, by what was measured of both revisions.
 
-Decide the gates of an analysis from the counts of both revisions.
-
-A gate fails if the requests show, at its confidence, that a bound is missed. It passes if there are enough
-requests and the measured value meets the bounds. Otherwise it is inconclusive.
-
-Decide the gates on queries of the user.
-
-The value alone decides: a query does not say how many requests it rests on, so it has no interval.
-
-Decide the gates on answers. Each model of the endpoint has scores of its own, and the worst one decides.
-
-A gate fails if the rows show, at its confidence, that a model misses a bound. It passes if all models have
-answered enough rows and meet the bounds.
+- Counts of pods: a gate fails if the requests show, at its confidence, that a bound is missed. It passes if
+  there are enough requests and the measured value meets the bounds. Otherwise it is inconclusive.
+- Queries of the user: the value alone decides. A query does not say how many requests it rests on, so it has
+  no interval.
+- Answers: each model of the endpoint has scores of its own, and the worst one decides. A gate fails if the
+  rows show, at its confidence, that a model misses a bound. It passes if all models have answered enough rows
+  and meet the bounds.
 """
 
 import math

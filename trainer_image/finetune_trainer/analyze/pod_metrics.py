@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of pods of a revision: read, parsed, added up.
+"""Reads the metrics of the pods of one revision repeatedly, and adds up what they count.
 
-The metrics of a serving pod, from the text that it serves. Each engine has its own names for them.
-
-Read the metrics of the pods of one revision, again and again, and add up what they count.
+Each engine has its own names for the metrics in the text that a serving pod serves.
 """
 
 import math

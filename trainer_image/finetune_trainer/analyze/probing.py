@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out rows that both revisions answer: the requests, and the pods that get them.
+"""Sends held-out rows of the models' datasets to pods of both revisions, and keeps the answers.
 
-The requests that an analysis sends itself: held-out rows of the datasets of the models.
-
-Send rows to pods of both revisions, and keep the answers.
-
-The operator has seen the addresses of the pods when the Job began. A pod that ends leaves its address to
-another one, possibly of another namespace, which must get neither rows nor API keys. So an address gets a
-request only if its metrics, read just before, name models by digests that only these pods know.
+The operator saw the addresses of the pods when the Job began. A pod that ends leaves its address to another
+one, possibly of another namespace, which must get neither rows nor API keys. So an address gets a request
+only if its metrics, read just before, name models by digests that only these pods know.
 """
 
 import json

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The analyze stage: measures both revisions until a verdict is certain.
-
-Measure both revisions until a verdict is certain, or the max duration has passed.
-
-Run the stage that analyzes a new revision of an endpoint.
-"""
+"""The analyze stage: measures both revisions until a verdict is certain, or the max duration has passed."""
 
 import logging
 import math
