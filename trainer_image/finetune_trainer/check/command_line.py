@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line names: options, files to read, files to write.
+"""What the command line names: parts of a recipe, files to read, and files to write.
 
-Turn command line options into parts of a recipe. Errors name the option.
-
-Find the files that the user names: single files, folders and patterns.
-
-The files that `finetune-check` writes in addition to the rows.
+Errors name the option. The user names files to read as single files, folders and patterns. `finetune-check`
+writes the other files in addition to the rows.
 """
 
 import glob

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the terminal shows: progress and report.
 
-Translate hints for the command line: fields of a Dataset become options.
-
-A progress bar on the terminal for preparations that take a while.
-
-Show a report on the terminal.
+Preparations that take a while have a progress bar. Hints name options of the command line instead of fields
+of a Dataset.
 """
 
 import re
