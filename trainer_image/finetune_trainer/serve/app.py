@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of the built-in engine: socket, signals, application.
+"""The process of the Transformers engine: an OpenAI-compatible server for one base model and its adapters.
 
-Socket and signal handling of the HTTP server.
-
-The process of the Transformers engine: an OpenAI-compatible server for one base model and its adapters.
-
-`names` lists the served models, `engine` generates answers, and `drain` stops the process.
+`served_models` lists the models, `engine` generates answers, and the drain of `http_middleware` stops the
+process.
 """
 
 import os

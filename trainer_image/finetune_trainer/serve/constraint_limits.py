@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of schemas, grammars and regular expressions that constrain answers, for both engines.
+"""Limits of the schemas, grammars, expressions and texts by which clients constrain answers.
 
-Limits of the grammars and regular expressions by which clients constrain answers.
-
-Limits of the JSON Schemas and texts by which clients constrain answers, for both engines.
-
-Their compilers are recursive, follow each reference, and need more than linear time for some inputs. A stack
-that overflows ends the process, and all requests in it. A long compilation holds up other requests.
+Both engines apply them. The compilers of constraints are recursive, follow each reference, and need more than
+linear time for some inputs. A stack that overflows ends the process, and all requests in it. A long
+compilation holds up other requests.
 """
 
 import re

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model thread, and its running requests.
-
-One running request: samples tokens, detokenizes them, and detects the end.
-
-The model thread: continuous batching, with one token per running request per pass.
+"""The model thread: continuous batching, with one token per running request per pass.
 
 A request joins at the next pass with a free slot and leaves when it is complete, so that long answers do not
 delay short ones. Rows of different adapters share one pass.
@@ -37,7 +33,10 @@ from finetune_trainer.tokens.reasoning import AnswerReader
 
 
 class Sequence:
-    """State of one row of the batch. Only the model thread uses it."""
+    """A running request, one row of the batch: samples tokens, detokenizes them, and detects the end.
+
+    Only the model thread uses it.
+    """
 
     def __init__(
         self,

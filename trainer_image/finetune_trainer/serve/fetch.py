@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models for serving pods: fetched into the pod, or filled into the cache of the namespace.
+"""Provides models for serving pods, in the pod or in the model cache of the namespace.
 
-Provide models for a serving pod, each verified before its folder gets its final name.
-
-A model is copied from the store, or read in place in the model cache or an OCI image. It is the same for both
-engines, except that vLLM needs files in addition.
-
-Fill the model cache of a namespace, from which its serving pods read whole models in place.
+Each model is verified before its folder gets its final name. It is copied from the store, or read in place in
+the model cache or an OCI image. It is the same for both engines, except that vLLM needs files in addition.
+Serving pods read whole models of the cache in place.
 """
 
 import logging

@@ -1,28 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ASGI middleware of both engines: API keys, request ids, and the drain.
-
-Graceful shutdown: a pod stops taking requests without refusing any.
-
-1. SIGTERM starts the drain: /health returns 503, and every response has `Connection: close`, so that clients
-   reconnect to another pod. The server still answers every request, because traffic arrives until all nodes
-   have removed the endpoint.
-2. After `drain_seconds` the server accepts no more connections, finishes the requests in flight, and exits 0.
-
-No route starts a drain, because any client of the Service could then remove a pod from it. A pod needs no
-preStop hook, because the kubelet sends SIGTERM when the endpoint leaves the Service.
-The pod's termination grace period must cover the drain and the longest response.
-
-An id for each request, in the header of its response and in the engine's log.
-
-A client or a gateway can choose the id. OpenAI's client shows it as `_request_id`.
-
-Authentication of clients by API key.
-
-The folder is a mounted Secret with one key per file; file names have no meaning. The kubelet updates the
-mount when the Secret changes, so keys are rotated without a restart: add the new key, move the clients,
-remove the old key. Keys are compared in constant time and never logged. Without a readable key the server
-refuses every request: a mistake in the Secret must not open the endpoint.
-"""
+"""ASGI middleware of both engines: API keys, request ids, and the drain."""
 
 import hashlib
 import hmac
@@ -42,7 +19,20 @@ from finetune_trainer.serve.errors import RequestError
 
 
 class Drain:
-    """State of the drain: whether it has started, and until when the server takes requests."""
+    """State of the drain: whether it has started, and until when the server takes requests.
+
+    A pod stops taking requests without refusing any:
+
+    1. SIGTERM starts the drain: /health returns 503, and every response has `Connection: close`, so that
+       clients reconnect to another pod. The server still answers every request, because traffic arrives until
+       all nodes have removed the endpoint.
+    2. After `drain_seconds` the server accepts no more connections, finishes the requests in flight, and
+       exits 0.
+
+    No route starts a drain, because any client of the Service could then remove a pod from it. A pod needs no
+    preStop hook, because the kubelet sends SIGTERM when the endpoint leaves the Service. The pod's
+    termination grace period must cover the drain and the longest response.
+    """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -90,7 +80,11 @@ _VALID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIds:
-    """ASGI middleware that keeps a request's valid id or creates one, and returns it in the response."""
+    """ASGI middleware that keeps a request's valid id or creates one, and returns it in the response.
+
+    A client or a gateway can choose the id. It is in the engine's log, too. OpenAI's client shows it as
+    `_request_id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -127,7 +121,13 @@ logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """The keys in a folder, re-read every few seconds."""
+    """The keys in a folder, re-read every few seconds.
+
+    The folder is a mounted Secret with one key per file; file names have no meaning. The kubelet updates the
+    mount when the Secret changes, so keys are rotated without a restart: add the new key, move the clients,
+    remove the old key. Keys are compared in constant time and never logged. Without a readable key the server
+    refuses every request: a mistake in the Secret must not open the endpoint.
+    """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder

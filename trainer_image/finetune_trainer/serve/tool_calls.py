@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of tools in the content of an answer, read by the response parser of transformers.
 
-A chat template tells the model in which form to write calls. The forms below are told by their templates; the
-names are those of vLLM's `--tool-call-parser`.
+A chat template shows the model in which form to write calls. The template also identifies which of the forms
+below it uses; their names are those of vLLM's `--tool-call-parser`.
 """
 
 import json

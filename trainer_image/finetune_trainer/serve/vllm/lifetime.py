@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a vLLM server: self-test of its models at the start, metrics, drain at the end.
+"""The life of a vLLM server: metrics and a self-test of its models at the start, a drain at the end.
 
-How a vLLM server computes, and how much, which decides what can be compared and how exactly.
-
-Self-test before the first request: every model generates a token, and predicts what it did when trained.
-
-Its requests are those of a client, through vLLM's own API, within the process.
-
-The life of a vLLM server: metrics and self-test at its start, a drain at its end.
+In the self-test, before the first request, every model generates a token, and must predict what it did when
+trained. Its requests are those of a client, through vLLM's own API, within the process. How vLLM computes,
+and how much, decides what can be compared and how exactly.
 """
 
 import asyncio

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may send vLLM: the body read once, its fields and limits.
+"""What a client may send vLLM: the fields of a request, with their limits, and text alone.
 
-What a client may tell vLLM: the fields of a request, with their limits, and text alone.
-
-vLLM has fields that fetch addresses, take tensors, replace the prompt's template, or move a request to the
-front of the queue. Each version adds some and removes others, and a profile may name an image of any version.
-So the fields that are allowed are listed, and all others are refused, as the built-in engine does.
-
-The body of a request to vLLM, read once as a whole before vLLM reads it.
+The body is read once as a whole before vLLM reads it. vLLM has fields that fetch addresses, take tensors,
+replace the prompt's template, or move a request to the front of the queue. Each version adds some and removes
+others, and a profile may name an image of any version. So the fields that are allowed are listed, and all
+others are refused, as the built-in engine does.
 """
 
 import asyncio
