@@ -41,9 +41,10 @@ from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.batches import blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
-from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
+from tests.trainer.test_train_distributed import KEY, Pods, received
 from tests.trainer.workbench import Workbench
 from tests.waiting import eventually
+from tools.cluster.layout import free_port
 
 
 def watch_a_silent_peer(port: int, left: str | None, silent: float) -> None:

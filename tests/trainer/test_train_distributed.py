@@ -38,6 +38,7 @@ from tests.trainer.processes import (
 )
 from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
+from tools.cluster.layout import free_port
 from tools.models import tiny
 
 ONE_THREAD = {THREADS_ENV: "1"}
@@ -85,13 +86,6 @@ def have_room_for_one_row() -> None:
 
 
 KEY = bytes(range(32))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -21,7 +21,7 @@ from finetune_trainer.train.parallel.shards import local_rows, sharding_config
 from finetune_trainer.train.states.weights import write_model
 from tests.forkserver import Forked
 from tests.trainer.architectures import ARCHITECTURES, tiny_model
-from tests.trainer.test_train_distributed import free_port
+from tools.cluster.layout import free_port
 
 CPU: Final = torch.device("cpu")
 PROCESSES: Final = 2

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from string import Template
-from typing import Final
+from tempfile import gettempdir
+from typing import IO, Final
 
 from tools.bootstrap.uv import cache_directory
 from tools.cluster.commands import ClusterError
@@ -181,37 +182,41 @@ def choose_ports(names: Sequence[str], fixed: Mapping[str, int], record: Path) -
     Raises:
         ClusterError: there are too few free ports.
     """
-    names = [name for name in names if name not in fixed]
-    free: list[int] = []
-    for port in random.SystemRandom().sample(_CANDIDATES, len(_CANDIDATES)):
-        if len(free) == len(names):
-            break
-        if _is_free(port):
-            free.append(port)
-    if len(free) < len(names):
-        raise ClusterError(
-            f"fewer than {len(names)} ports are free on {LOOPBACK}: stop programs that listen there"
-        )
-    ports = dict(zip(names, free, strict=True)) | dict(fixed)
+    ports = {name: free_port() for name in names if name not in fixed} | dict(fixed)
     record.write_text(json.dumps(ports))
     return ports
 
 
 def free_port() -> int:
-    """A port that no process listens on now."""
-    chance = random.SystemRandom()
-    while not _is_free(port := chance.choice(_CANDIDATES)):
-        pass
-    return port
+    """Reserve a port that no process listens on; no other caller gets it until this process ends.
+
+    Raises:
+        ClusterError: no port is free.
+    """
+    for port in random.SystemRandom().sample(_CANDIDATES, len(_CANDIDATES)):
+        if (reservation := _reserve(port)) is not None:
+            _RESERVATIONS.append(reservation)
+            return port
+    raise ClusterError(f"no port is free on {LOOPBACK}: stop programs that listen there")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
+_RESERVATIONS: Final[list[IO[str]]] = []
+"""Locked files of the ports that this process has chosen. Their listeners may start later, or again."""
+
+
+def _reserve(port: int) -> IO[str] | None:
+    """The locked file of the port; None if another caller has reserved it or a process listens on it."""
+    folder = Path(gettempdir()) / f"finetune-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = (folder / str(port)).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket() as probe:
             probe.bind((str(LOOPBACK), port))
-        except OSError:
-            return False
-    return True
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 _FOLDER: Final = Path(__file__).parent / "templates"

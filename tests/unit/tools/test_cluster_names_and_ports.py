@@ -3,10 +3,13 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tools.cluster import layout
 from tools.cluster.commands import ClusterError
 from tools.cluster.control_plane_commands import PORTS, ApiEndpoint, api_server, etcd
 from tools.cluster.layout import LOOPBACK, Layout, choose_ports, free_port
@@ -47,7 +50,7 @@ def test_a_port_that_is_taken_is_not_chosen(tmp_path: Path, monkeypatch: pytest.
         taken.bind((str(LOOPBACK), 0))
         port = taken.getsockname()[1]
         monkeypatch.setattr("tools.cluster.layout._CANDIDATES", range(port, port + 1))
-        with pytest.raises(ClusterError, match="ports are free"):
+        with pytest.raises(ClusterError, match="no port is free"):
             choose_ports(["etcd"], {}, tmp_path / "ports.json")
 
 
@@ -57,8 +60,21 @@ def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPat
         other.bind((str(LOOPBACK), 0))
         left = other.getsockname()[1]
         other.close()
-        monkeypatch.setattr("tools.cluster.layout._CANDIDATES", (taken.getsockname()[1], left))
-        assert {free_port() for _ in range(10)} == {left}
+        monkeypatch.setattr("tools.cluster.layout._CANDIDATES", (*[taken.getsockname()[1]] * 9, left))
+        assert free_port() == left
+
+
+def test_a_port_that_another_process_has_chosen_is_not_chosen() -> None:
+    code = "from tools.cluster.layout import free_port; print(free_port(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        chosen, left = int(other.stdout.readline()), free_port()
+        assert layout._reserve(chosen) is None
+        other.communicate("\n")
+    assert left != chosen
+    assert layout._reserve(chosen) is not None
 
 
 def test_two_clusters_share_neither_a_port_nor_a_file(tmp_path: Path) -> None:

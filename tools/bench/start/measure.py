@@ -5,7 +5,6 @@ The base models have random weights, in the shapes of small Llamas.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.serving import FetchConfig, FillConfig, ServeConfig
 from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
+from tools.cluster.layout import free_port
 from tools.models import llama
 from tools.models.folder import cached
 
@@ -113,9 +113,7 @@ def seconds_to_first_token(config: Callable[[int], ServeConfig]) -> float:
     Raises:
         BenchError: the engine does not answer.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune_trainer"],
