@@ -11,26 +11,10 @@ from typing import Any, cast
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from finetune_client.backend import Object
+from finetune_client.errors import OperationError
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
-
-
-class OperationError(Exception):
-    """An operation on a cluster or an endpoint failed.
-
-    Attributes:
-        commands: commands for details or a remedy.
-        details: lines of output, such as the end of a pod's log.
-    """
-
-    def __init__(self, message: str, commands: Sequence[str] = (), details: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.commands = tuple(commands)
-        self.details = tuple(details)
-
-
-Object = dict[str, Any]
-"""An object of the API server as JSON."""
 
 
 class Access:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
-from finetune_client.access import Access, OperationError
+from finetune_client.access import Access
+from finetune_client.errors import OperationError
 
 REQUEST_SECONDS: Final = 60.0
 REACH_SECONDS: Final = 2.0

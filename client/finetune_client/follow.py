@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.access import Access, Object, OperationError
+from finetune_client.access import Access
+from finetune_client.backend import Object
+from finetune_client.errors import OperationError
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition

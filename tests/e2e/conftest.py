@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.sessions import LaneSession

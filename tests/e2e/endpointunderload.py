@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from openai import OpenAI, OpenAIError
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.manifests.labels import REVISION, RUN
 from tests.e2e import manifests

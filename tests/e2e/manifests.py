@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.api.meta import API_VERSION
 
 MODEL_URI: Final = "pvc://models/tiny"

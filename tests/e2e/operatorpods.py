@@ -5,7 +5,8 @@ from typing import Final, cast
 
 import httpx
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Access
+from finetune_client.backend import Object
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import GROUP
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, uid_of

@@ -4,7 +4,7 @@
 import json
 from typing import Final
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e.team import Team, name_of
 
 RESUMED: Final = "resuming after step"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e.team import Team, name_of
 
 OTHER_CHARACTERS: Final = re.compile(r"[^a-zA-Z0-9_]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, cast
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e.team import Team
 from tools.models import tiny
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Access
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import RUN, STAGE
 from tests.e2e.manifests import OWN
 from tests.waiting import eventually

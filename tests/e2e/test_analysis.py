@@ -15,7 +15,7 @@ import pytest
 import yaml
 from openai import OpenAI, OpenAIError
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import ANALYZED, RUN
 from tests.e2e import manifests
 from tests.e2e.newconnections import client_of

@@ -11,7 +11,8 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object, OperationError
+from finetune_client.backend import Object
+from finetune_client.errors import OperationError
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of

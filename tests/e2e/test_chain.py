@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.manifests.labels import STAGE
 from tests.e2e import manifests

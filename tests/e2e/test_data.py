@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, uid_of

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper

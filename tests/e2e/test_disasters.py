@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease

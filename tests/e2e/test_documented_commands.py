@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.docsblocks import blocks
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team

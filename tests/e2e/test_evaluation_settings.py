@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import ISOLATED, RUN, STAGE
 from finetune_trainer.contract.environment import SCRATCH_MOUNT
 from finetune_trainer.contract.results import OUTLOOKS

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of

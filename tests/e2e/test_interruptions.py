@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests, pods
 from tests.e2e.team import (
     PATIENCE_SECONDS,

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper

@@ -15,7 +15,7 @@ from typing import Final
 import httpx
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.observe.pod_status import index_of
 from finetune_trainer.contract.vocabulary import ExitCode
 from tests.e2e import manifests, pods

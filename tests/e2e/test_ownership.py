@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uninstall and reinstall the operator: objects stay, endpoints serve, and new work waits."""
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper

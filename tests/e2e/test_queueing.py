@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests, pods
 from tests.e2e.manifests import GPU
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, is_running, uid_of

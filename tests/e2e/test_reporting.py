@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests
 from tests.e2e.team import Team, condition_of, uid_of
 from tools.demo.install import RELEASE, SYSTEM

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from openai import DEFAULT_MAX_RETRIES
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import Endpoint, ask, open_endpoint
 from finetune_operator.manifests.labels import REVISION
 from tests.busyloops import busy_loops

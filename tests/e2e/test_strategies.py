@@ -12,8 +12,9 @@ from typing import Final
 
 import pytest
 
-from finetune_client.access import Object, OperationError
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, ask_streamed, open_endpoint
+from finetune_client.errors import OperationError
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.endpointunderload import EndpointUnderLoad
 from tests.e2e.pods import Keeper

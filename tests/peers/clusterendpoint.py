@@ -15,7 +15,7 @@ import openai
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
 from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease

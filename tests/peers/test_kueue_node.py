@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tests.e2e import manifests, pods
 from tests.e2e.pacing import RESUMED, SAVED
 from tests.e2e.team import (

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.e2e import manifests, pods

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from typing_extensions import override
 
-from finetune_client.access import Object, OperationError
+from finetune_client.backend import Object
 from finetune_client.endpoint import Endpoint, ask, ask_streamed
+from finetune_client.errors import OperationError
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of

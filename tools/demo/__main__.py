@@ -9,7 +9,7 @@ from rich.markup import escape
 from urllib3.exceptions import HTTPError
 
 from finetune_client import tables
-from finetune_client.access import OperationError
+from finetune_client.errors import OperationError
 from tools.cluster.commands import ClusterError
 from tools.demo.admin_access import AdminAccess
 from tools.demo.story import Story

@@ -9,7 +9,8 @@ from typing import Final, Self
 
 from kubernetes.config import ConfigException
 
-from finetune_client.access import Access, OperationError, run_program
+from finetune_client.access import Access, run_program
+from finetune_client.errors import OperationError
 from tools.cluster import TestCluster, program
 
 CONTEXT: Final = os.environ.get("KUBE_CONTEXT", "")

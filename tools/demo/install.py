@@ -15,7 +15,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from finetune_client.access import Access, Object, OperationError
+from finetune_client.access import Access
+from finetune_client.backend import Object
+from finetune_client.errors import OperationError
 from finetune_operator.api.meta import GROUP
 from tools.bootstrap.uv import ROOT
 from tools.demo.admin_access import NAMESPACE, AdminAccess

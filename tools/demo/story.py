@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune_client import tables
-from finetune_client.access import OperationError
 from finetune_client.endpoint import Endpoint, open_endpoint
+from finetune_client.errors import OperationError
 from finetune_client.follow import Follower, RunStatus, StalledError, duration
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec

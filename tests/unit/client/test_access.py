@@ -7,7 +7,8 @@ import pytest
 import yaml
 from kubernetes.config import ConfigException
 
-from finetune_client.access import Access, OperationError
+from finetune_client.access import Access
+from finetune_client.errors import OperationError
 from tools.demo.admin_access import AdminAccess
 
 

@@ -9,8 +9,9 @@ import pytest
 from openai import OpenAIError
 from typing_extensions import override
 
-from finetune_client.access import Access, OperationError
+from finetune_client.access import Access
 from finetune_client.endpoint import ask, ask_streamed, open_endpoint
+from finetune_client.errors import OperationError
 from tests.unit.client.openaiserver import OpenAIServer, serving
 
 

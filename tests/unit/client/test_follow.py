@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 from typing_extensions import override
 
-from finetune_client.access import Access, Object, OperationError
+from finetune_client.access import Access
+from finetune_client.backend import Object
+from finetune_client.errors import OperationError
 from finetune_client.follow import Follower, LineView, RunStatus, StalledError, render
 from tests.unit.client.followedruns import NOW, condition, endpoint, event, job, snapshot
 

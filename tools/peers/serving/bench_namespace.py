@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_client.access import Access, Object
+from finetune_client.access import Access
+from finetune_client.backend import Object
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.model.bundle import read_base_bundle

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-from finetune_client.access import Object
+from finetune_client.backend import Object
 from tools.cluster import TestCluster
 from tools.demo.admin_access import AdminAccess
 from tools.demo.install import images, install

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where objects are: a namespace of a cluster, or a folder of local runs. Verbs work with both alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Object = dict[str, Any]
+"""An object of the API server as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a container's log."""
+
+    pod: str
+    container: str
+    text: str
+
+
+class Backend(Protocol):
+    """Objects of one namespace, and what their pods left.
+
+    All methods raise OperationError. Its message names the object, and a missing right by its verb.
+    """
+
+    @property
+    def namespace(self) -> str:
+        """The namespace; local runs have one too."""
+
+    def get(self, kind: str, name: str) -> Object | None:
+        """One object; None if it does not exist."""
+
+    def objects(self, kind: str) -> list[Object]:
+        """All objects of a kind."""
+
+    def apply(self, manifest: Object) -> Object:
+        """Create or update an object as server-side apply does."""
+
+    def patch(self, kind: str, name: str, patch: Object) -> Object:
+        """Change an object by a JSON merge patch."""
+
+    def events(self) -> list[Object]:
+        """Events about the objects, not sorted."""
+
+    def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:
+        """Lines of the pods of a run in the order of its stages; of one stage if it is named."""
+
+    def read(self, uri: str) -> bytes:
+        """A file of the store, such as a page that a status names."""

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of `finetune`: one row each, and a group that imports a verb's module when the verb runs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from finetune_client.errors import OperationError, ProgramExit
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb, a function with its name in a module of `finetune_client.verbs`."""
+
+    name: str
+    module: str
+    panel: str
+    help: str
+
+    def load(self) -> Any:
+        """The command. Only its own module is imported."""
+        function = getattr(import_module(f"finetune_client.verbs.{self.module}"), self.name)
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(self.name, help=self.help)(function)
+        return typer.main.get_command(app)
+
+
+FILES: Final = "Files"
+
+VERBS: Final = (Verb("check", "check", FILES, "Check rows as the cluster does."),)
+_BY_NAME: Final = {verb.name: verb for verb in VERBS}
+
+
+class VerbGroup(TyperGroup):
+    """The verbs. Until one is chosen, each is only its line in the help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for verb in VERBS:
+            line = TyperCommand(verb.name, help=verb.help, rich_help_panel=verb.panel)
+            self.add_command(line, verb.name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that the arguments name, and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _BY_NAME[str(command.name)].load(), rest
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def program() -> None:
+    """Fine-tune language models: on this machine, or with the FineTuneJob operator."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit."""
+    try:
+        app(arguments)
+    except OperationError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ProgramExit.INTERRUPTED)
+
+
+def _print_error(error: OperationError) -> None:
+    """Print the message, then what helps: lines of output, and commands."""
+    print(f"finetune: {error}", file=sys.stderr)
+    for line in error.details:
+        print(f"  {line}", file=sys.stderr)
+    for command in error.commands:
+        print(f"  {command}", file=sys.stderr)
