@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests of an endpoint: one Deployment per revision, and the Services and the HTTPRoute in front of them.
+"""Manifests of an endpoint: a Deployment per revision, Services, the HTTPRoute, the PodDisruptionBudget.
 
 A revision in preview has a Service of its own, because it gets no requests of the endpoint yet.
 """
@@ -25,6 +25,7 @@ from finetune_operator.manifests.labels import (
     REVISION,
     RUN,
     child_labels,
+    stage_job_name,
 )
 from finetune_operator.manifests.model_cache import (
     cache_config,
@@ -413,3 +414,47 @@ def _rule(weights: Mapping[str, int], headers: Mapping[str, str]) -> Manifest:
         for name, weight in weights.items()
     ]
     return {"matches": [match], "backendRefs": backends}
+
+
+DEFAULT_MAX_UNAVAILABLE: Final = 1
+
+
+def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:
+    """The PodDisruptionBudget of the serving revision.
+
+    It does not cover other revisions: the pods of a starting revision, which are not ready, would use up the
+    budget, and no node could be drained. Pods that are not ready may always be evicted, because they serve no
+    requests.
+    """
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision}}
+    return _budget(endpoint, selector, {"maxUnavailable": _max_unavailable(endpoint)})
+
+
+def build_shared_budget(endpoint: InferenceDeployment, weights: Mapping[str, int]) -> Manifest:
+    """The PodDisruptionBudget of revisions that share the requests.
+
+    It states the ready pods that must stay, which pods that are starting do not change.
+
+    Args:
+        endpoint: owner of the pods.
+        weights: percent of the requests by revision.
+    """
+    revisions = {"key": REVISION, "operator": "In", "values": sorted(weights)}
+    selector = {"matchLabels": {RUN: endpoint.uid}, "matchExpressions": [revisions]}
+    min_available = max(endpoint.spec.replicas - _max_unavailable(endpoint), 0)
+    return _budget(endpoint, selector, {"minAvailable": min_available})
+
+
+def _max_unavailable(endpoint: InferenceDeployment) -> int:
+    availability = endpoint.spec.availability
+    given = availability.max_unavailable if availability is not None else None
+    return DEFAULT_MAX_UNAVAILABLE if given is None else given
+
+
+def _budget(endpoint: InferenceDeployment, selector: Manifest, limit: Manifest) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": child_metadata(endpoint, stage_job_name(endpoint, "budget")),
+        "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    }
