@@ -34,8 +34,9 @@ from finetune_operator.manifests.model_cache import (
     image_volume,
     whole_model,
 )
+from finetune_operator.manifests.pod_entries import apply_pod_entries
+from finetune_operator.manifests.pod_origin import origin_annotations
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import (
     MODELS_LIMIT,
     disk_volume,

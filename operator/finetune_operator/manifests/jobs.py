@@ -36,8 +36,9 @@ from finetune_operator.manifests.labels import (
     store_annotations,
 )
 from finetune_operator.manifests.model_cache import cache_volume
+from finetune_operator.manifests.pod_entries import apply_pod_entries
+from finetune_operator.manifests.pod_origin import origin_annotations
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.queueing import choose_stage_queue, make_queue_labels, suspend_until_admitted
 from finetune_operator.manifests.trainer_config import config_variable
