@@ -33,7 +33,7 @@ from finetune_operator.engine.resources import (
 from finetune_operator.engine.store import Indexer, Transform
 from finetune_operator.manifests.labels import ANALYZED, OPERATOR, RUN, SELECTOR
 from finetune_operator.observe.admission import slim_summary
-from finetune_operator.observe.endpoint_health import route_health
+from finetune_operator.observe.route_status import route_health
 from finetune_operator.plan import Manifest
 
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
