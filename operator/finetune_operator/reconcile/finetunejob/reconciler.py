@@ -35,9 +35,10 @@ from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.model_lines import decide_end_of_run, is_rejected
+from finetune_operator.reconcile.model_lines import is_rejected
 from finetune_operator.reconcile.passes import Blocked, Done, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.promotion import decide_end_of_run
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved_fields import find_unimplemented
