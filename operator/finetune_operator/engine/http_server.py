@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificate of the report endpoint. The active process creates it once, in a Secret of its namespace."""
+"""An HTTP server of this process: its port and, for HTTPS, its certificate.
+
+A certificate can be created once, in a Secret of the process's namespace.
+"""
 
 import base64
 import ssl
@@ -9,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -145,3 +149,20 @@ async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: d
 
 def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+class PortListener:
+    """A server that listens on one port, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, app: web.Application, port: int, context: ssl.SSLContext | None = None) -> None:
+        """Serve `app`; without `context` as plain HTTP."""
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from finetune_operator.report.certificate import Certificate, make
+from finetune_operator.engine.http_server import Certificate, make
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
