@@ -55,7 +55,7 @@ def host_of(service: str, namespace: str) -> str:
     return f"{service}.{namespace}.svc"
 
 
-def make(service: str, namespace: str, now: datetime) -> Certificate:
+def make_certificate(service: str, namespace: str, now: datetime) -> Certificate:
     """Create a certificate for the Service's names, valid for ten years, from a new CA."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{service} CA")])
@@ -106,7 +106,9 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: datetime) -> Certificate:
+async def ensure_certificate(
+    cluster: KubernetesClient, service: str, namespace: str, now: datetime
+) -> Certificate:
     """The certificate in the Secret `<service>-tls`. It is created if missing, and never overwritten.
 
     Raises:
@@ -116,7 +118,7 @@ async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: d
     name = f"{service}-tls"
     existing = await cluster.get(SECRET, namespace, name)
     if existing is None:
-        made = make(service, namespace, now)
+        made = make_certificate(service, namespace, now)
         try:
             await cluster.create(
                 {

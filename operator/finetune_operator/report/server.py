@@ -16,11 +16,10 @@ from typing import Final
 from aiohttp import web
 from pydantic import ValidationError
 
-from finetune_operator.engine import http_server
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.executor import Stamp
-from finetune_operator.engine.http_server import Certificate, PortListener, host_of
+from finetune_operator.engine.http_server import Certificate, PortListener, ensure_certificate, host_of
 from finetune_operator.engine.resources import ENDPOINT_SLICE
 from finetune_operator.engine.token_reviews import KeyedTokenBuckets, TooManyReviews
 from finetune_operator.plan import Manifest
@@ -187,7 +186,7 @@ class ReportEndpoint:
         self._address = address
         self._port = port
         self._context: ssl.SSLContext | None = None
-        self._served: http_server.Certificate | None = None
+        self._served: Certificate | None = None
         self.target: ReportTarget | None = None
         self.up: bool | None = False if address else None
 
@@ -218,7 +217,7 @@ class ReportEndpoint:
                 logger.warning("cannot publish the report endpoint: %s", error)
 
     async def _publish(self) -> None:
-        made = await http_server.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
+        made = await ensure_certificate(self._cluster, self._service, self._namespace, datetime.now(UTC))
         await self._serve(made)
         wanted = self._stamp.on(
             build_endpoint_slice(self._service, self._namespace, self._address, self._port)
@@ -230,7 +229,7 @@ class ReportEndpoint:
         self.target = make_report_target(self._service, self._namespace, self._port, made)
         self.up = True
 
-    async def _serve(self, made: http_server.Certificate) -> None:
+    async def _serve(self, made: Certificate) -> None:
         """Serve with this certificate, and replace a previous one."""
         if made == self._served:
             return
