@@ -1,91 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Access to an endpoint (gateway, NetworkPolicy), and its availability (PodDisruptionBudget, spread)."""
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.labels import LABEL_KEY, PeerSelector
 from finetune_operator.api.meta import DNS_LABEL, DNS_SUBDOMAIN, CELRule, Model, pattern_advice
-from finetune_operator.api.pod_resources import LabelValue
 
-LABEL_KEY: Final = r"^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
-
-
-class LabelSelector(Model):
-    """Selector of objects that have all of these labels."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            f"self.matchLabels.all(key, key.matches(r'{LABEL_KEY}'))",
-            "a key of matchLabels must be a label name, for example app.kubernetes.io/name",
-            "matchLabels",
-        ),
-    )
-
-    match_labels: Annotated[
-        dict[str, LabelValue],
-        Field(max_length=16, description="Required labels by name. Empty: every object."),
-    ] = Field(default={})
-
-
-class LabelRequirement(Model):
-    """Condition on one label, in the form of v1.LabelSelectorRequirement."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "(self.operator in ['In', 'NotIn']) == (size(self.values) > 0)",
-            "operators In and NotIn need values, Exists and DoesNotExist must not have them",
-            "values",
-        ),
-    )
-
-    key: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=253,
-            pattern=LABEL_KEY,
-            json_schema_extra=pattern_advice(
-                LABEL_KEY, "a label name is needed, for example kubernetes.io/metadata.name"
-            ),
-            description="Name of the label.",
-        ),
-    ]
-    operator: Annotated[
-        Literal["In", "NotIn", "Exists", "DoesNotExist"],
-        Field(description="Relation of the label's value to `values`."),
-    ]
-    values: Annotated[
-        tuple[LabelValue, ...], Field(max_length=32, description="Values, for In and NotIn.")
-    ] = ()
-
-    def is_met_by(self, labels: Mapping[str, str]) -> bool:
-        """Whether an object with these labels meets the condition."""
-        match self.operator:
-            case "In":
-                return labels.get(self.key) in self.values
-            case "NotIn":
-                return labels.get(self.key) not in self.values
-            case "Exists":
-                return self.key in labels
-            case "DoesNotExist":
-                return self.key not in labels
-
-
-class PeerSelector(LabelSelector):
-    """Selector of objects that have all of these labels and meet all of these conditions."""
-
-    match_expressions: Annotated[
-        tuple[LabelRequirement, ...],
-        Field(max_length=8, description="Conditions on labels, in addition to matchLabels. Empty: none."),
-    ] = ()
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether it selects an object with these labels."""
-        has_labels = self.match_labels.items() <= labels.items()
-        return has_labels and all(each.is_met_by(labels) for each in self.match_expressions)
 
 
 class IPBlock(Model):

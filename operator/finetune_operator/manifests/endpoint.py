@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api.endpoint_access import EndpointGateway, GatewayReference
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import PROFILE, REVISION, RUN
 from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.engines.engine_inputs import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.engines.engine_table import engine_image, engine_of, engine_resources
@@ -21,9 +22,6 @@ from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
-    PROFILE,
-    REVISION,
-    RUN,
     child_labels,
     stage_job_name,
 )

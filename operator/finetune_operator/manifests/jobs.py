@@ -14,6 +14,7 @@ from finetune_operator.api.compute import NO_CHOICE, QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import PROFILE, RUN, STAGE
 from finetune_operator.api.meta import GROUP, Resource
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answer_engine import (
@@ -27,10 +28,7 @@ from finetune_operator.manifests.labels import (
     DEVICES,
     ISOLATED,
     NONCE,
-    PROFILE,
-    RUN,
     RUNNER,
-    STAGE,
     child_labels,
     short_hash,
     store_annotations,

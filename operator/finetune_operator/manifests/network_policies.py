@@ -7,11 +7,12 @@ egress of other pods, because sources, stores and hubs are outside of the namesp
 
 from collections.abc import Iterable, Mapping
 
-from finetune_operator.api.endpoint_access import NetworkPeer, PeerSelector
+from finetune_operator.api.endpoint_access import NetworkPeer
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import ANALYZED, RUN, PeerSelector
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
-from finetune_operator.manifests.labels import ANALYZED, RUN, stage_job_name
+from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 

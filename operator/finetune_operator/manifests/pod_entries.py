@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.api.endpoint_access import LabelSelector
+from finetune_operator.api.labels import LabelSelector
 from finetune_operator.api.meta import Model
 from finetune_operator.api.pod_resources import quantity_value
 from finetune_operator.api.pod_template import Affinity, PodStage, PodTemplate, PodUser

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.api.labels import REVISION
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
-from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.admission import UNKNOWN, Positions, recheck_seconds, waiting_since
 from finetune_operator.observe.job_problems import describe_refusal

@@ -13,6 +13,7 @@ from kubernetes.aio.client import Configuration
 from pythonjsonlogger.json import JsonFormatter
 
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.labels import OPERATOR
 from finetune_operator.api.meta import GROUP
 from finetune_operator.engine.cache_memory import collect_completely_every_day, exempt_survivors
 from finetune_operator.engine.client import KubernetesClient, load_configuration
@@ -21,7 +22,7 @@ from finetune_operator.engine.lease import InstallationMark, Installations, Leas
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.watches import Reflector, Sweeper, Watches
-from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, OPERATOR, WATCHED
+from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
 from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.metrics.object_gauges import ObjectStateCollector

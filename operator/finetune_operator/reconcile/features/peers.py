@@ -9,9 +9,10 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Final
 
+from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
-from finetune_operator.manifests.labels import RUN, STAGE, stage_job_name, stage_object_name
+from finetune_operator.manifests.labels import stage_job_name, stage_object_name
 from finetune_operator.manifests.network_policies import (
     allow,
     build_network_policy,

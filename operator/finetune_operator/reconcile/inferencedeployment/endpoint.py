@@ -15,6 +15,7 @@ from finetune_operator.api.inference_deployment import (
     InferenceDeployment,
     RevisionStatus,
 )
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.endpoint import (
@@ -23,7 +24,6 @@ from finetune_operator.manifests.endpoint import (
     build_shared_budget,
     endpoint_url,
 )
-from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.network_policies import build_endpoint_policy
 from finetune_operator.observe.deployments import find_trouble
 from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
