@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.endpoint_access import TopologySpread
+from finetune_operator.api.availability import TopologySpread
 from finetune_operator.api.labels import LABEL_KEY, LabelSelector, LabelValue
 from finetune_operator.api.meta import (
     GROUP,
