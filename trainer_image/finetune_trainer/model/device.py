@@ -17,7 +17,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.pod_limits import MEMORY_LIMIT_PATH, available_processors, pod_memory_bytes
 from finetune_trainer.runtime.termination import StageFailure

@@ -42,7 +42,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
-from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.bundle import GENERATION_CONFIG
 from finetune_trainer.model.device import (
