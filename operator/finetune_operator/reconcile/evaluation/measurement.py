@@ -41,10 +41,10 @@ from finetune_operator.reconcile.features.custom_metrics import (
 )
 from finetune_operator.reconcile.features.feature import Permission
 from finetune_operator.reconcile.features.registry import config_fields, evaluation_volumes, find_refusal
+from finetune_operator.reconcile.inputs.snapshot import run_of
 from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.records.references import run_of
 from finetune_operator.reconcile.stages import runner
 from finetune_operator.reconcile.stages.accounting import (
     finish,
