@@ -156,7 +156,7 @@ class SourceSummary:
 SENSITIVE_VALUES: Final = "sensitive-values"
 """Name of the folder among those derived from a dataset."""
 SENSITIVE_FILE: Final = "sensitive.json"
-FORMAT: Final = 1
+HASHES_FORMAT: Final = 1
 SALT_BYTES: Final = 16
 MAX_HASHES: Final = 200_000
 """Max number of stored hashes; more values are not compared."""
@@ -177,7 +177,7 @@ class SensitiveHashes:
     def to_bytes(self) -> bytes:
         """The content of the file."""
         content = {
-            "format": FORMAT,
+            "format": HASHES_FORMAT,
             "salt": self.salt,
             "checks": asdict(self.checks),
             "hashes": sorted(self.hashes),
@@ -188,8 +188,8 @@ class SensitiveHashes:
     def from_bytes(cls, content: bytes) -> "SensitiveHashes":
         """Read a file. Raises ValueError, KeyError, TypeError if it is damaged or has a newer format."""
         value = json.loads(content)
-        if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']}, not {FORMAT}")
+        if value["format"] != HASHES_FORMAT:
+            raise ValueError(f"format {value['format']}, not {HASHES_FORMAT}")
         return cls(
             value["salt"], Checks(**value["checks"]), frozenset(value["hashes"]), value.get("complete", True)
         )

@@ -148,8 +148,8 @@ def _check_steps(rows: int, hyperparameters: Hyperparameters) -> int:
     return steps_per_epoch(rows, batch_size)
 
 
-FILE: Final = "leaks.json"
-RULE: Final = 1
+LEAKS_FILE: Final = "leaks.json"
+LEAKS_RULE: Final = 1
 """Raise it with every change of what counts as a leak."""
 
 
@@ -162,12 +162,12 @@ def leaks_of(config: PreflightConfig | TrainConfig, store: Store) -> Leaks:
     if config.test_dataset is None or config.test_dataset == config.dataset:
         return NO_LEAKS
     dataset = ArtifactRef(kind="datasets", digest=config.dataset)
-    name = f"leaks-{RULE}-{config.test_split}-{config.test_dataset.removeprefix('sha256:')}"
+    name = f"leaks-{LEAKS_RULE}-{config.test_split}-{config.test_dataset.removeprefix('sha256:')}"
     known = store.derived(dataset, name)
     if known is None:
         known = _find(config.test_dataset, config.test_split, dataset, store)
         store.name_derived(known, name)
-    content = json.loads((store.artifact(known) / FILE).read_bytes())
+    content = json.loads((store.artifact(known) / LEAKS_FILE).read_bytes())
     return Leaks(
         rows={split: tuple(content["rows"][split]) for split in LEARNED_FROM},
         near=content["near"],
@@ -180,7 +180,7 @@ def _find(test_dataset: str, split: SplitName, dataset: ArtifactRef, store: Stor
     held_out = store.artifact(ArtifactRef(kind="datasets", digest=test_dataset), verify=True)
     found = find_leaks(split_paths(data), split_paths(held_out)[split])
     with store.staging() as staging:
-        (staging / FILE).write_bytes(
+        (staging / LEAKS_FILE).write_bytes(
             canonical_json.encode(
                 {"rows": dict(found.rows), "near": found.near, "unsearched": found.unsearched}
             )
