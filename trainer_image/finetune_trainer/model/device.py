@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device that a model runs on: its choice, its memory and number of threads, and exhausted memory.
+"""The device that a model runs on: its choice, its memory and number of threads, and its errors.
 
 Exhausted memory of a GPU or of the CPU is one exception, `OutOfMemory`. A stage that was given accelerators
 checks that it can use them before it does any work.
