@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from finetune_operator.observe.endpoint_health import EndpointHealth
+from finetune_operator.observe.deployments import EndpointHealth
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 

@@ -25,9 +25,14 @@ from finetune_operator.manifests.endpoint import (
     endpoint_url,
 )
 from finetune_operator.manifests.network_policies import build_endpoint_policy
-from finetune_operator.observe.deployments import find_trouble
+from finetune_operator.observe.deployments import (
+    EndpointHealth,
+    availability,
+    find_trouble,
+    image_age,
+    set_health,
+)
 from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
-from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, set_health
 from finetune_operator.observe.pod_status import Price
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift

@@ -33,7 +33,7 @@ from finetune_operator.manifests.endpoint import (
     has_only_defaults_added,
 )
 from finetune_operator.manifests.labels import WEIGHTS
-from finetune_operator.observe.endpoint_health import EndpointHealth
+from finetune_operator.observe.deployments import EndpointHealth
 from finetune_operator.observe.route_status import is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
