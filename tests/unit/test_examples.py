@@ -18,12 +18,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.api.meta import Model
+from finetune_operator.api.meta import Model, find_unimplemented
 from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import METHODS as ALL_METHODS
 from finetune_trainer.contract.method import Method

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.labels import LabelValue
 from finetune_operator.api.meta import CELRule, Model, pattern_advice
 
 QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
@@ -86,20 +87,6 @@ CUDA_RESOURCES: Final = "nvidia.com/"
 
 MAX_DEVICES: Final = 64
 """Limit of the devices of a pod. A label or a request above it is not of the operator."""
-
-LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
-
-LabelValue = Annotated[
-    str,
-    Field(
-        max_length=63,
-        pattern=LABEL_VALUE,
-        json_schema_extra=pattern_advice(
-            LABEL_VALUE,
-            "a label value may only have letters, digits, '-', '_' and '.', for example NVIDIA-A100",
-        ),
-    ),
-]
 
 
 class Accelerator(Model):

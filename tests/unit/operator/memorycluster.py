@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
 from finetune_operator.engine.errors import refusal
@@ -20,7 +21,7 @@ from finetune_operator.engine.resources import (
     WORKLOAD,
     ResourceType,
 )
-from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.observe.admission import UNKNOWN
 from finetune_operator.observe.pod_status import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import STAGE
+from finetune_operator.api.labels import STAGE
 from tests.unit.operator.evaluations import (
     EVALUATION,
     EVALUATION_UID,

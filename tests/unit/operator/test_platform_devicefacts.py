@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.reconcile.platform.profiles import device_facts
-from finetune_trainer.contract.prediction import CARDS, GIBIBYTE, find_card
+from finetune_trainer.contract.accelerators import CARDS, GIBIBYTE, find_card
 from tests.unit.operator.runobjects import profile
 
 L4 = ("NVIDIA-L4", 22 * GIBIBYTE, 121.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of fields that have a meaning for training, and fields that rate an answer.
+"""What a field that no format reads may mean for training, by its name or by a value that rates an answer.
 
 If nothing reads a field with a meaning, a warning names it. If a file has no field that a format reads, its
 usual names of questions and answers show how to map them.

@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.pod_template import RESERVED_VARIABLES, PodStage, PodTemplate, merge_entries
 from finetune_operator.manifests.engines.vllm import engine_environment
-from finetune_operator.manifests.pod_shape import apply_pod_entries
+from finetune_operator.manifests.pod_entries import apply_pod_entries
 from finetune_operator.manifests.revision import HASHED
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES, JobStage

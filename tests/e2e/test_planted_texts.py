@@ -53,7 +53,7 @@ def on_claim(name: str, path: str) -> Object:
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create all objects with the planted texts."""
-    folder = request.getfixturevalue("tmp_path_factory").mktemp("canary")
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("planted")
     for name, text in (
         ("taken.jsonl", TAKEN),
         ("refused.jsonl", REFUSED),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_operator.runtime import process
+from finetune_operator.engine import cache_memory
 
 
 class Node:
@@ -20,12 +20,12 @@ class Node:
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     yield
-    gc.callbacks.remove(process._exempt)
+    gc.callbacks.remove(cache_memory._exempt)
     gc.unfreeze()
 
 
 def test_a_full_collection_exempts_what_survived_it() -> None:
-    process.exempt_survivors()
+    cache_memory.exempt_survivors()
     kept = [Node() for _ in range(1000)]
 
     gc.collect(1)
@@ -37,7 +37,7 @@ def test_a_full_collection_exempts_what_survived_it() -> None:
 
 
 def test_a_complete_collection_frees_an_exempted_cycle() -> None:
-    process.exempt_survivors()
+    cache_memory.exempt_survivors()
     node = Node()
     node.itself = node
     gone = weakref.ref(node)
@@ -46,12 +46,12 @@ def test_a_complete_collection_frees_an_exempted_cycle() -> None:
     gc.collect()
     assert gone() is not None
 
-    process.collect_completely()
+    cache_memory.collect_completely()
 
     assert gone() is None
 
 
 def test_it_is_set_up_once() -> None:
-    process.exempt_survivors()
-    process.exempt_survivors()
-    assert gc.callbacks.count(process._exempt) == 1
+    cache_memory.exempt_survivors()
+    cache_memory.exempt_survivors()
+    assert gc.callbacks.count(cache_memory._exempt) == 1

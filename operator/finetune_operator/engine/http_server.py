@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificate of the report endpoint. The active process creates it once, in a Secret of its namespace."""
+"""An HTTP server of this process: its port and, for HTTPS, its certificate.
+
+A certificate can be created once, in a Secret of the process's namespace.
+"""
 
 import base64
 import ssl
@@ -9,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -51,7 +55,7 @@ def host_of(service: str, namespace: str) -> str:
     return f"{service}.{namespace}.svc"
 
 
-def make(service: str, namespace: str, now: datetime) -> Certificate:
+def make_certificate(service: str, namespace: str, now: datetime) -> Certificate:
     """Create a certificate for the Service's names, valid for ten years, from a new CA."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{service} CA")])
@@ -102,7 +106,9 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: datetime) -> Certificate:
+async def ensure_certificate(
+    cluster: KubernetesClient, service: str, namespace: str, now: datetime
+) -> Certificate:
     """The certificate in the Secret `<service>-tls`. It is created if missing, and never overwritten.
 
     Raises:
@@ -112,7 +118,7 @@ async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: d
     name = f"{service}-tls"
     existing = await cluster.get(SECRET, namespace, name)
     if existing is None:
-        made = make(service, namespace, now)
+        made = make_certificate(service, namespace, now)
         try:
             await cluster.create(
                 {
@@ -145,3 +151,20 @@ async def ensure(cluster: KubernetesClient, service: str, namespace: str, now: d
 
 def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+class PortListener:
+    """A server that listens on one port, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, app: web.Application, port: int, context: ssl.SSLContext | None = None) -> None:
+        """Serve `app`; without `context` as plain HTTP."""
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()

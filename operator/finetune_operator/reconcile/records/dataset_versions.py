@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reference to a record resolves to: the run of a Checkpoint, and the DatasetVersion of a Dataset.
+"""The DatasetVersion that a run or an Evaluation reads: resolves its reference to a Dataset."""
 
-Runs and Evaluations refer to a Dataset, and read one of its DatasetVersions.
-"""
-
-from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
-from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Resource
 from finetune_operator.api.references import DatasetReference
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
@@ -16,13 +11,6 @@ from finetune_operator.reconcile.passes import Blocked, Working
 from finetune_operator.status.conditions import find_condition, is_true
 from finetune_operator.status.explanations import UNDER_WAY
 from finetune_operator.status.reasons import ConditionType, Reason
-
-
-def run_of(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
-    """The FineTuneJob that made the Checkpoint, if it still exists."""
-    record = checkpoint.spec.lineage.job
-    job = snapshot.finetunejobs.get(record.name)
-    return job if job is not None and job.uid == record.uid else None
 
 
 def resolve_version(

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protection of pods: NetworkPolicies, and PodDisruptionBudgets of endpoints.
+"""NetworkPolicies of the pods of stages and endpoints.
 
-The policies restrict only ingress, except those of pods that run code of a user. Administrators restrict the
+They restrict only ingress, except those of pods that run code of a user. Administrators restrict the
 egress of other pods, because sources, stores and hubs are outside of the namespace.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final
 
-from finetune_operator.api.endpoint_access import NetworkPeer, PeerSelector
+from finetune_operator.api.endpoint_access import NetworkPeer
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import ANALYZED, RUN, PeerSelector
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
-from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, stage_job_name
+from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 
@@ -74,9 +74,6 @@ def namespaces_with(labels: Mapping[str, str]) -> Manifest:
     return {"namespaceSelector": {"matchLabels": dict(labels)} if labels else {}}
 
 
-DEFAULT_MAX_UNAVAILABLE: Final = 1
-
-
 def build_endpoint_policy(endpoint: InferenceDeployment, monitoring: Mapping[str, str]) -> Manifest:
     """The NetworkPolicy of all revisions of an endpoint with `spec.networkPolicy`.
 
@@ -114,44 +111,3 @@ def _selector(selector: PeerSelector) -> Manifest:
 
 def _without_empty(fields: Manifest) -> Manifest:
     return {name: value for name, value in fields.items() if value}
-
-
-def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:
-    """The PodDisruptionBudget of the serving revision.
-
-    It does not cover other revisions: the pods of a starting revision, which are not ready, would use up the
-    budget, and no node could be drained. Pods that are not ready may always be evicted, because they serve no
-    requests.
-    """
-    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision}}
-    return _budget(endpoint, selector, {"maxUnavailable": _max_unavailable(endpoint)})
-
-
-def build_shared_budget(endpoint: InferenceDeployment, weights: Mapping[str, int]) -> Manifest:
-    """The PodDisruptionBudget of revisions that share the requests.
-
-    It states the ready pods that must stay, which pods that are starting do not change.
-
-    Args:
-        endpoint: owner of the pods.
-        weights: percent of the requests by revision.
-    """
-    revisions = {"key": REVISION, "operator": "In", "values": sorted(weights)}
-    selector = {"matchLabels": {RUN: endpoint.uid}, "matchExpressions": [revisions]}
-    min_available = max(endpoint.spec.replicas - _max_unavailable(endpoint), 0)
-    return _budget(endpoint, selector, {"minAvailable": min_available})
-
-
-def _max_unavailable(endpoint: InferenceDeployment) -> int:
-    availability = endpoint.spec.availability
-    given = availability.max_unavailable if availability is not None else None
-    return DEFAULT_MAX_UNAVAILABLE if given is None else given
-
-
-def _budget(endpoint: InferenceDeployment, selector: Manifest, limit: Manifest) -> Manifest:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": child_metadata(endpoint, stage_job_name(endpoint, "budget")),
-        "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
-    }
