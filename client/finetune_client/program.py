@@ -31,8 +31,17 @@ class Verb:
 
 
 FILES: Final = "Files"
+DECISIONS: Final = "Decisions"
 
-VERBS: Final = (Verb("check", "check", FILES, "Check rows as the cluster does."),)
+VERBS: Final = (
+    Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("approve", "decisions", DECISIONS, "Approve a Checkpoint, which promotes it."),
+    Verb("reject", "decisions", DECISIONS, "Reject a Checkpoint and withdraw its promotion."),
+    Verb("rollback", "decisions", DECISIONS, "Return an endpoint to an earlier revision."),
+    Verb("cancel", "decisions", DECISIONS, "End a run for good."),
+    Verb("suspend", "decisions", DECISIONS, "Suspend a run, which frees its devices."),
+    Verb("resume", "decisions", DECISIONS, "Resume a suspended run."),
+)
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
 
