@@ -31,10 +31,14 @@ class Verb:
 
 
 FILES: Final = "Files"
+RUNS: Final = "Runs"
 DECISIONS: Final = "Decisions"
 
 VERBS: Final = (
     Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("report", "results", RUNS, "Show scores, gates, findings and cost of a run."),
+    Verb("compare", "results", RUNS, "Show runs side by side."),
+    Verb("plot", "results", RUNS, "Draw the loss curves of runs."),
     Verb("approve", "decisions", DECISIONS, "Approve a Checkpoint, which promotes it."),
     Verb("reject", "decisions", DECISIONS, "Reject a Checkpoint and withdraw its promotion."),
     Verb("rollback", "decisions", DECISIONS, "Return an endpoint to an earlier revision."),
