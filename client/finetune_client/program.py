@@ -33,6 +33,7 @@ class Verb:
 FILES: Final = "Files"
 RUNS: Final = "Runs"
 DECISIONS: Final = "Decisions"
+ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
     Verb("check", "check", FILES, "Check rows as the cluster does."),
@@ -45,6 +46,7 @@ VERBS: Final = (
     Verb("cancel", "decisions", DECISIONS, "End a run for good."),
     Verb("suspend", "decisions", DECISIONS, "Suspend a run, which frees its devices."),
     Verb("resume", "decisions", DECISIONS, "Resume a suspended run."),
+    Verb("chat", "chat", ENDPOINTS, "Ask a served model, or two side by side."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
