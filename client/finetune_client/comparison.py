@@ -70,7 +70,8 @@ class Comparison:
             for job in self.jobs
             if (each := job.status.evaluation) is not None
         }
-        return len(measured) > 1
+        counts = ({score.rows for job in self.jobs if (score := _tuned(job, each))} for each in self.metrics)
+        return len(measured) > 1 or any(len(rows) > 1 for rows in counts)
 
     @property
     def paired(self) -> tuple[PairedGain, ...]:

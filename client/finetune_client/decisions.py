@@ -19,7 +19,8 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     TRANSITIONS,
     Action,
 )
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_promotion
+from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_promotion, scores_of
+from finetune_operator.reconcile.verdicts import verdict_text
 from finetune_operator.status.conditions import is_cancelled, is_finished
 from finetune_operator.status.reasons import Reason
 
@@ -32,7 +33,7 @@ class Change:
         spec: JSON merge patch of the spec; empty if there is nothing to change.
         done: the change as a sentence, or why there is none.
         next: sentences about what happens now.
-        follow: command that shows it.
+        follow: command that shows it on a cluster.
     """
 
     kind: str
@@ -89,9 +90,18 @@ def _approved(
     if decision.reason != Reason.PROMOTED:
         return [f"It is not promoted: {decision.message}."]
     return [
+        *_overridden(checkpoint),
         f"The operator promotes it within seconds: it becomes the champion of model line {line}.",
         *_followers(checkpoint, endpoints),
     ]
+
+
+def _overridden(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The verdict that an approval overrides."""
+    measured = scores_of(checkpoint)
+    if measured is None or measured.verdict in {"Passed", "NoGates"}:
+        return ()
+    return (f"It overrides the verdict of its run, which is {measured.verdict}: {verdict_text(measured)}",)
 
 
 def _rejected(
@@ -173,7 +183,7 @@ def cancel(job: FineTuneJob) -> Change:
         "FineTuneJob",
         job.name,
         {"cancel": True},
-        f"FineTuneJob {job.name} is cancelled.",
+        f"FineTuneJob {job.name} is being cancelled.",
         (
             "Its pods save their state, end and free their devices. Its Checkpoints stay.",
             "It never starts again: to train again, create a FineTuneJob with another name.",
@@ -194,10 +204,10 @@ def suspend(job: FineTuneJob) -> Change:
         "FineTuneJob",
         job.name,
         {"suspend": True},
-        f"FineTuneJob {job.name} is suspended.",
+        f"FineTuneJob {job.name} is being suspended.",
         (
             "Its pods save their state, end and free their devices.",
-            f"To continue: finetune resume {job.name}",
+            "finetune resume continues it.",
         ),
         f"kubectl -n {job.namespace} get finetunejob {job.name} --watch",
     )
@@ -221,7 +231,7 @@ def resume(job: FineTuneJob) -> Change:
         "FineTuneJob",
         job.name,
         {"suspend": False},
-        f"FineTuneJob {job.name} is resumed.",
+        f"FineTuneJob {job.name} is being resumed.",
         ("It continues from its last saved state as soon as there are devices for it.",),
         f"finetune watch {job.name}",
     )

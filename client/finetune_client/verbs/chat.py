@@ -4,7 +4,7 @@
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -101,9 +101,9 @@ def chat(
 
 
 def _prompt() -> str:
-    # Lines can be edited and recalled.
-    import readline  # noqa: F401
-
+    with suppress(ImportError):
+        # Lines can then be edited and recalled.
+        import readline  # noqa: F401
     return input("> ")
 
 

@@ -179,5 +179,6 @@ def _make(backend: Backend, obj: Object, change: Change, notes: "list[str] | tup
     print(change.done)
     for sentence in (*change.next, *notes):
         print(f"  {sentence}")
-    if change.follow:
+    # Local runs are not in a cluster.
+    if change.follow and getattr(backend, "access", None) is not None:
         print(f"  Follow it: {change.follow}")

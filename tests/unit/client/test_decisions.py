@@ -50,6 +50,18 @@ def test_an_approval_of_a_newer_checkpoint_promotes_it_and_names_the_endpoints()
     assert change.follow == "kubectl -n team get checkpoint new --watch"
 
 
+def test_an_approval_against_the_gates_says_what_it_overrides() -> None:
+    verdict = run("run-misses-its-gates").status.evaluation
+    assert verdict is not None
+    new = checkpoint("new", 6)
+    measured = verdict.model_copy(update={"source": "Run"})
+    missed = new.model_copy(update={"status": new.status.model_copy(update={"evaluations": (measured,)})})
+    assert judge("Approved", missed, CHAMPION).next[0] == (
+        "It overrides the verdict of its run, which is Failed: exact_match 0.75 < 0.8; exact_match gain 0.25"
+        " over Base (0.5 → 0.75) < 0.3"
+    )
+
+
 def test_an_approval_of_a_checkpoint_that_is_older_than_the_champion_does_not_promote_it() -> None:
     (sentence,) = judge("Approved", checkpoint("late", 4), CHAMPION).next
     assert sentence == (
@@ -122,7 +134,7 @@ def test_a_decision_about_a_run_concerns_the_checkpoint_that_it_evaluated_or_its
 def test_a_running_run_is_cancelled_suspended_and_resumed() -> None:
     assert decisions.cancel(run()).spec == {"cancel": True}
     assert decisions.suspend(run()).spec == {"suspend": True}
-    assert "finetune resume tickets-v1" in decisions.suspend(run()).next[-1]
+    assert decisions.suspend(run()).next[-1] == "finetune resume continues it."
     assert decisions.resume(run(suspend=True)).spec == {"suspend": False}
 
 

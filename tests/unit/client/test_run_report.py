@@ -195,6 +195,7 @@ def test_scores_stand_side_by_side_with_their_intervals_and_no_other_one_is_made
 def test_runs_that_were_evaluated_on_other_rows_are_not_comparable_which_is_said() -> None:
     comparison = Comparison(runs(status={"evaluation": {"datasetDigest": "sha256:" + "e" * 64}}))
     assert comparison.to_json()["sameRows"] is False
+    assert Comparison((run("run-is-vetoed"), run("run-ends-promoted", "tickets-v2"))).has_other_rows
     assert "evaluated on different rows: their scores cannot be compared" in shown(comparison.render())
 
 

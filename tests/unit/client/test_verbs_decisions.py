@@ -60,7 +60,6 @@ def test_a_checkpoint_is_approved_by_its_name_or_that_of_its_run(
         f"Checkpoint {MADE} is approved: read 50 answers\n"
         "  The operator promotes it within seconds: it becomes the champion of model line ticket-routing.\n"
         "  Endpoints that follow ticket-routing take the champion if it meets their minScores: desk.\n"
-        f"  Follow it: kubectl -n team get checkpoint {MADE} --watch\n"
     )
 
 
