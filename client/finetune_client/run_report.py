@@ -16,8 +16,9 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Condition, Model
 from finetune_operator.api.stage_status import LOST_CAUSES, RecordedCost
+from finetune_operator.reconcile.verdicts import few_rows_warning
 from finetune_operator.status.conditions import STATES
-from finetune_operator.status.prediction import predicted_column, took_column
+from finetune_operator.status.prediction import find_warning, predicted_column, took_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +51,44 @@ class RunReport:
         return tuple(found)
 
     def _findings(self) -> Iterator[Finding]:
+        yield from self._about_evaluation()
+        yield from self._about_rows()
         status = self.job.status
-        if status.evaluation is not None:
-            for each in status.evaluation.findings or ():
-                yield Finding(each.check, each.message, each.veto)
-            if status.evaluation.untested_answers:
-                yield Finding(
-                    "untested answers",
-                    f"{status.evaluation.untested_answers} distinct answers of the training rows are in no"
-                    f" row of the {status.evaluation.split} split: the scores do not cover them",
-                )
+        warning = find_warning(status.prediction) if status.prediction is not None else None
+        if warning is not None and status.training is None:
+            yield Finding("prediction", warning)
+        for advice in status.advice:
+            yield Finding("advice", advice.message)
+
+    def _about_evaluation(self) -> Iterator[Finding]:
+        measured, settings = self.job.status.evaluation, self.job.spec.evaluation
+        if measured is None:
+            return
+        for each in measured.findings or ():
+            yield Finding(each.check, each.message, each.veto)
+        few = few_rows_warning(settings.gates, measured.scores) if settings is not None else None
+        if few is not None:
+            yield Finding("few rows", few)
+        if measured.untested_answers:
+            yield Finding(
+                "untested answers",
+                f"{measured.untested_answers} distinct answers of the training rows are in no row of the"
+                f" {measured.split} split: the scores do not cover them",
+            )
+
+    def _about_rows(self) -> Iterator[Finding]:
+        status = self.job.status
         if self.dataset is not None:
             rows = self.dataset.status
+            about = f"Dataset {self.dataset.name}"
+            if status.resolved.dataset_version not in {None, rows.latest_version}:
+                about += ", latest version"
             shown = (*rows.problems, *rows.warnings)
             total = (rows.problem_count or 0) + (rows.warning_count or 0)
             for message in shown:
-                yield Finding(f"Dataset {self.dataset.name}", message)
+                yield Finding(about, message)
             if total > len(shown):
-                yield Finding(f"Dataset {self.dataset.name}", f"{total} problems and warnings in all")
+                yield Finding(about, f"{total} problems and warnings in all")
         for message in status.problems:
             yield Finding("rows", message)
         if status.dropped_rows is not None:
@@ -75,11 +96,8 @@ class RunReport:
             message = f"{dropped.rows} rows ({dropped.percent:g} %) are too long and were not used"
             yield Finding("rows", message)
         if status.leaked_rows:
-            yield Finding(
-                "rows", f"{status.leaked_rows} training rows repeat rows of the evaluation: left out"
-            )
-        for advice in status.advice:
-            yield Finding("advice", advice.message)
+            message = f"{status.leaked_rows} training rows repeat rows of the evaluation: left out"
+            yield Finding("rows", message)
 
     @property
     def pages(self) -> dict[str, str]:

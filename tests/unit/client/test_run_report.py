@@ -113,9 +113,17 @@ def test_findings_about_rows_come_from_the_dataset_and_the_run_after_those_that_
         assert sentence in text
 
 
+def test_a_verdict_by_few_rows_and_rows_of_a_later_version_are_said() -> None:
+    report = RunReport(run("run-misses-its-gates"), dataset(latestVersion="tickets-later", warnings=["w"]))
+    assert [each.about for each in report.findings] == ["few rows", "Dataset tickets, latest version"]
+    assert "Gates on exact_match are decided by the values of 24 rows" in report.findings[0].message
+
+
 def test_the_prediction_stands_next_to_what_training_took() -> None:
     predicted = run("run-records-a-prediction")
-    assert "measured   training has not ended" in shown(RunReport(predicted, None).render())
+    text = shown(RunReport(predicted, None).render())
+    assert "measured   training has not ended" in text
+    assert "prediction  training may not fit: predicted peak of 72 of 80 GiB" in text
     measured = {"deviceMemoryBytes": 70 << 30, "seconds": 8000.0, "cost": 11.11}
     text = shown(
         RunReport(
