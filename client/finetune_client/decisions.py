@@ -207,7 +207,7 @@ def suspend(job: FineTuneJob) -> Change:
         f"FineTuneJob {job.name} is being suspended.",
         (
             "Its pods save their state, end and free their devices.",
-            "finetune resume continues it.",
+            "To continue it, run finetune resume.",
         ),
         f"kubectl -n {job.namespace} get finetunejob {job.name} --watch",
     )

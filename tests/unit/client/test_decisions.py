@@ -134,7 +134,7 @@ def test_a_decision_about_a_run_concerns_the_checkpoint_that_it_evaluated_or_its
 def test_a_running_run_is_cancelled_suspended_and_resumed() -> None:
     assert decisions.cancel(run()).spec == {"cancel": True}
     assert decisions.suspend(run()).spec == {"suspend": True}
-    assert decisions.suspend(run()).next[-1] == "finetune resume continues it."
+    assert decisions.suspend(run()).next[-1] == "To continue it, run finetune resume."
     assert decisions.resume(run(suspend=True)).spec == {"suspend": False}
 
 
