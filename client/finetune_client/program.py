@@ -32,7 +32,11 @@ class Verb:
 
 FILES: Final = "Files"
 
-VERBS: Final = (Verb("check", "check", FILES, "Check rows as the cluster does."),)
+VERBS: Final = (
+    Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
+    Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
+)
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
 

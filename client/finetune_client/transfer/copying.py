@@ -143,31 +143,33 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Meter:
-    """What a transfer reports while it works.
+class Carrier:
+    """What a transfer reports while it works, and how patient it is.
 
     Attributes:
         arrived: called with the number of bytes that a file has got further than before.
         checked: called with the number of bytes of each part whose digest is computed.
+        patience: lost connections.
     """
 
     arrived: OnBytes = ignore_bytes
     checked: OnBytes = ignore_bytes
+    patience: Patience = field(default_factory=Patience)
 
 
-def send(file: LocalFile, files: Files, partial: str, patience: Patience, meter: Meter) -> None:
+def send(file: LocalFile, files: Files, partial: str, carrier: Carrier) -> None:
     """Make `partial` in the store equal to a file, from what it has of it already.
 
     Raises:
         OperationError: the file changes, or its copy differs although it arrived twice.
         StoredFilesError: the store refuses it.
     """
-    counted = _Counted(meter.arrived)
+    counted = _Counted(carrier.arrived)
     for is_last in (False, True):
-        began = _until_arrived(file, files, partial, patience, counted)
-        if _insist(file.name, patience, lambda: files.digest(partial, meter.checked)) == file.sha256:
+        began = _until_arrived(file, files, partial, carrier.patience, counted)
+        if insist(file.name, carrier.patience, lambda: files.digest(partial, carrier.checked)) == file.sha256:
             return
-        _insist(file.name, patience, lambda: files.remove(partial))
+        insist(file.name, carrier.patience, lambda: files.remove(partial))
         # A part of an earlier attempt may be that of another file, or may never have reached the disk.
         if is_last or began == 0:
             break
@@ -195,7 +197,8 @@ def _until_arrived(
             return began
 
 
-def _insist(name: str, patience: Patience, ask: Callable[[], Answer]) -> Answer:
+def insist(name: str, patience: Patience, ask: Callable[[], Answer]) -> Answer:
+    """The answer of a store that may be unreachable for a while."""
     while True:
         try:
             return ask()
@@ -236,7 +239,7 @@ class Wanted:
     sha256: str | None = None
 
 
-def receive(wanted: Wanted, files: Files, patience: Patience, meter: Meter) -> bool:
+def receive(wanted: Wanted, files: Files, carrier: Carrier) -> bool:
     """Make `target` equal to a file of the store. Returns whether it was missing.
 
     Until it is complete and checked, it has the name of a partial file.
@@ -246,11 +249,11 @@ def receive(wanted: Wanted, files: Files, patience: Patience, meter: Meter) -> b
         StoredFilesError: the store refuses it.
     """
     name, target = wanted.path, wanted.target
-    digest = wanted.sha256 or _insist(name, patience, lambda: files.digest(name, meter.checked))
-    counted = _Counted(meter.arrived)
+    digest = wanted.sha256 or insist(name, carrier.patience, lambda: files.digest(name, carrier.checked))
+    counted = _Counted(carrier.arrived)
     with _local_errors(target):
         if target.is_symlink() or target.exists():
-            if target.is_symlink() or not target.is_file() or hash_file(target, meter.checked) != digest:
+            if target.is_symlink() or not target.is_file() or hash_file(target, carrier.checked) != digest:
                 raise OperationError(
                     f"{target} exists and has another content: move it away, or name another folder",
                     exit_code=ProgramExit.EXISTS,
@@ -260,8 +263,8 @@ def receive(wanted: Wanted, files: Files, patience: Patience, meter: Meter) -> b
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}{PARTIAL}")
         for is_last in (False, True):
-            began = _until_received(wanted, partial, files, patience, counted)
-            if hash_file(partial, meter.checked) == digest:
+            began = _until_received(wanted, partial, files, carrier.patience, counted)
+            if hash_file(partial, carrier.checked) == digest:
                 partial.rename(target)
                 return True
             partial.unlink()

@@ -220,15 +220,17 @@ def serve(files: StoredFiles, source: IO[bytes], sink: IO[bytes]) -> None:
             request = read_line(source)
         except StreamEnded:
             return
-        operation, arguments = request["operation"], request["arguments"]
+        operation: str = request["operation"]
+        arguments: list[Any] = request["arguments"]
         try:
             if operation == "read":
                 _send(files, sink, *arguments)
             elif operation == "write":
-                files.write(*arguments, read_frames(source))
+                path, offset = arguments
+                files.write(path, offset, read_frames(source))
                 write_line(sink, {"answer": None})
             elif operation == "digest":
-                write_line(sink, {"answer": files.digest(*arguments, _Alive(sink))})
+                write_line(sink, {"answer": files.digest(arguments[0], _Alive(sink))})
             else:
                 write_line(sink, {"answer": getattr(files, operation)(*arguments)})
         except StoredFilesError as error:

@@ -16,22 +16,21 @@ from hypothesis import strategies as st
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer import stored_files
-from finetune_client.transfer.copying import LocalFile, Meter, Patience, Wanted, receive, send
+from finetune_client.transfer.copying import Carrier, LocalFile, Patience, Wanted, receive, send
 from finetune_client.transfer.files import BucketFiles, ConnectionLost, Files, ProcessFiles, server_command
 from finetune_client.transfer.stored_files import CHUNK_BYTES, StoredFiles, StoredFilesError
 from tests.unit.client.brokenfiles import BreakingFiles
 
 SIZES = st.sampled_from((0, 1, 7, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 5))
 BREAKS = st.lists(st.integers(0, 2 * CHUNK_BYTES + 5), max_size=4)
-AT_ONCE = Meter()
 
 
 def content_of(size: int) -> bytes:
     return bytes(range(251)) * (size // 251) + bytes(range(size % 251))
 
 
-def patient() -> Patience:
-    return Patience(pause=lambda seconds: None)
+def patient() -> Carrier:
+    return Carrier(patience=Patience(pause=lambda _: None))
 
 
 def sha256(content: bytes) -> str:
@@ -76,13 +75,9 @@ def test_an_upload_arrives_wherever_it_breaks(size: int, breaks: list[int], answ
         files = BreakingFiles(str(store), breaks, answers_lost=answers_lost)
         arrived: list[int] = []
         file = LocalFile.of(source, "rows.jsonl")
-        try:
-            send(file, files, "part/rows.jsonl", patient(), Meter(arrived=arrived.append))
-        except OperationError as error:
-            assert "again: it continues" in str(error)
-            send(file, StoredFiles(str(store)), "part/rows.jsonl", patient(), AT_ONCE)
-        else:
-            assert sum(arrived) == size
+        carrier = Carrier(arrived=arrived.append, patience=Patience(pause=lambda _: None))
+        send(file, files, "part/rows.jsonl", carrier)
+        assert sum(arrived) == size
         assert (store / "part/rows.jsonl").read_bytes() == content_of(size)
         assert files.carried <= size
 
@@ -101,9 +96,9 @@ def test_a_download_arrives_wherever_it_breaks_and_is_never_partly_there(
         def is_absent(reason: str) -> None:
             assert not target.exists()
 
-        patience = Patience(pause=lambda seconds: None, on_lost=is_absent)
+        carrier = Carrier(patience=Patience(pause=lambda _: None, on_lost=is_absent))
         wanted = Wanted("adapter.bin", target, size, sha256(content_of(size)))
-        assert receive(wanted, files, patience, AT_ONCE)
+        assert receive(wanted, files, carrier)
         assert target.read_bytes() == content_of(size)
         assert files.carried == size
         assert [file.name for file in target.parent.iterdir()] == ["adapter.bin"]
@@ -111,13 +106,13 @@ def test_a_download_arrives_wherever_it_breaks_and_is_never_partly_there(
 
 def test_files_go_to_a_store_of_each_kind_and_come_back(files: Files, rows: Path, tmp_path: Path) -> None:
     file = LocalFile.of(rows, "rows.jsonl")
-    send(file, files, "uploads/.partial/1/rows.jsonl", patient(), AT_ONCE)
+    send(file, files, "uploads/.partial/1/rows.jsonl", patient())
     files.publish("uploads/.partial/1/rows.jsonl", "uploads/1/rows.jsonl")
     assert files.size("uploads/.partial/1/rows.jsonl") is None
     assert files.exists("uploads/1")
     assert files.size("uploads/1/rows.jsonl") == file.size
     target = tmp_path / "results" / "rows.jsonl"
-    assert receive(Wanted("uploads/1/rows.jsonl", target, file.size), files, patient(), AT_ONCE)
+    assert receive(Wanted("uploads/1/rows.jsonl", target, file.size), files, patient())
     assert target.read_bytes() == rows.read_bytes()
     with pytest.raises(StoredFilesError, match=r"uploads/1/rows\.jsonl exists"):
         files.publish("uploads/1/rows.jsonl", "uploads/1/rows.jsonl")
@@ -126,13 +121,13 @@ def test_files_go_to_a_store_of_each_kind_and_come_back(files: Files, rows: Path
 def test_what_a_store_does_not_have_is_an_error_and_not_an_empty_file(files: Files, tmp_path: Path) -> None:
     assert files.size("runs/1/report.html") is None
     with pytest.raises(StoredFilesError, match=r"runs/1/report\.html"):
-        receive(Wanted("runs/1/report.html", tmp_path / "report.html", 4), files, patient(), AT_ONCE)
+        receive(Wanted("runs/1/report.html", tmp_path / "report.html", 4), files, patient())
     assert not (tmp_path / "report.html").exists()
 
 
 def test_a_part_of_another_file_is_replaced(store: Path, rows: Path) -> None:
     (store / "part").write_bytes(b"not the beginning of the rows")
-    send(LocalFile.of(rows, "rows.jsonl"), StoredFiles(str(store)), "part", patient(), AT_ONCE)
+    send(LocalFile.of(rows, "rows.jsonl"), StoredFiles(str(store)), "part", patient())
     assert (store / "part").read_bytes() == rows.read_bytes()
 
 
@@ -143,7 +138,7 @@ def test_a_download_continues_its_own_part_and_replaces_a_foreign_one(store: Pat
     for part, carried in ((content[:CHUNK_BYTES], 2 * CHUNK_BYTES), (b"x" * 9, 6 * CHUNK_BYTES - 9)):
         (tmp_path / ".weights.partial").write_bytes(part)
         files = BreakingFiles(str(store), ())
-        receive(Wanted("weights", target, len(content), sha256(content)), files, patient(), AT_ONCE)
+        receive(Wanted("weights", target, len(content), sha256(content)), files, patient())
         assert target.read_bytes() == content
         assert files.carried == carried
         target.unlink()
@@ -156,7 +151,6 @@ def test_a_damaged_file_of_the_store_is_refused_and_not_kept(store: Path, tmp_pa
             Wanted("weights", tmp_path / "weights", 7, sha256(b"correct")),
             StoredFiles(str(store)),
             patient(),
-            AT_ONCE,
         )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["store"]
 
@@ -167,11 +161,11 @@ def test_an_own_file_is_kept_and_an_equal_one_is_not_fetched_again(store: Path, 
     wanted = Wanted("report.html", target, 4, sha256(b"page"))
     target.write_bytes(b"mine")
     with pytest.raises(OperationError, match="exists and has another content: move it away") as refusal:
-        receive(wanted, files, patient(), AT_ONCE)
+        receive(wanted, files, patient())
     assert refusal.value.exit_code == ProgramExit.EXISTS
     assert target.read_bytes() == b"mine"
     target.write_bytes(b"page")
-    assert not receive(wanted, files, patient(), AT_ONCE)
+    assert not receive(wanted, files, patient())
     assert files.carried == 0
 
 
@@ -179,7 +173,7 @@ def test_a_file_that_changes_during_its_upload_is_named(store: Path, rows: Path)
     file = LocalFile.of(rows, "rows.jsonl")
     rows.write_bytes(b"another")
     with pytest.raises(OperationError, match=r"rows\.jsonl changes while it is read"):
-        send(file, StoredFiles(str(store)), "part", patient(), AT_ONCE)
+        send(file, StoredFiles(str(store)), "part", patient())
 
 
 def test_a_file_that_grows_while_it_is_sent_is_named(store: Path, rows: Path) -> None:
@@ -191,7 +185,7 @@ def test_a_file_that_grows_while_it_is_sent_is_named(store: Path, rows: Path) ->
 
     file = LocalFile.of(rows, "rows.jsonl")
     with pytest.raises(OperationError, match=r"rows\.jsonl changes while it is read"):
-        send(file, Growing(str(store)), "part", patient(), AT_ONCE)
+        send(file, Growing(str(store)), "part", patient())
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -214,7 +208,7 @@ def test_no_operation_leaves_the_store(files: Files, store: Path, tmp_path: Path
         lambda: files.size(path),
         lambda: files.remove(path),
     ):
-        with pytest.raises(StoredFilesError, match="below the store|out of the store"):
+        with pytest.raises(StoredFilesError, match=r"below the store|out of the store"):
             operation()
     assert (tmp_path / "secret").read_text() == "secret"
 
@@ -227,7 +221,7 @@ def test_a_full_store_is_reported_by_name_and_the_part_stays(
 
     monkeypatch.setattr(stored_files, "_write_all", full)
     with pytest.raises(StoredFilesError, match=r"no space is left for part: No space left on device"):
-        send(LocalFile.of(rows, "rows.jsonl"), StoredFiles(str(store)), "part", patient(), AT_ONCE)
+        send(LocalFile.of(rows, "rows.jsonl"), StoredFiles(str(store)), "part", patient())
     assert (store / "part").exists()
 
 
@@ -268,5 +262,5 @@ def test_a_connection_that_stays_lost_ends_with_what_to_do(store: Path, rows: Pa
     pauses: list[float] = []
     files = BreakingFiles(str(store), [0] * 9)
     with pytest.raises(OperationError, match=r"lost 5 times in a row \(broken\): run the same command again"):
-        send(LocalFile.of(rows, "rows.jsonl"), files, "part", Patience(pause=pauses.append), AT_ONCE)
+        send(LocalFile.of(rows, "rows.jsonl"), files, "part", Carrier(patience=Patience(pause=pauses.append)))
     assert pauses == [1, 2, 5, 10]
