@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Final, Self
 
-from kubernetes.config import ConfigException
-
 from finetune_client.access import Access, run_program
 from finetune_client.errors import OperationError
 from tools.cluster import TestCluster, program
@@ -69,10 +67,8 @@ class AdminAccess(Access):
                 where=f"the cluster of context {CONTEXT}",
                 hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",
             )
-        except ConfigException as error:
-            raise OperationError(
-                f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]
-            ) from error
+        except OperationError as error:
+            raise OperationError(f"KUBE_CONTEXT={CONTEXT}: {error}", error.commands) from error
         for name in ("kubectl", helm):
             if shutil.which(name) is None:
                 raise OperationError(f"KUBE_CONTEXT is set, but {name} is not on PATH: install it")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubernetes.config import ConfigException
 
 from finetune_client.access import Access
 from finetune_client.errors import OperationError
@@ -40,7 +39,7 @@ def program(tmp_path: Path) -> str:
 
 
 def host(access: Access) -> str:
-    return str(access._core.api_client.configuration.host)
+    return access.server
 
 
 def test_without_a_context_the_current_one_is_used(kubeconfig: Path, program: str) -> None:
@@ -66,5 +65,5 @@ def test_a_failure_names_the_command_without_the_options_that_select_the_cluster
 
 
 def test_a_context_that_does_not_exist_is_an_error(kubeconfig: Path, program: str) -> None:
-    with pytest.raises(ConfigException, match="three"):
+    with pytest.raises(OperationError, match="three"):
         Access(program, kubeconfig=kubeconfig, context="three")
