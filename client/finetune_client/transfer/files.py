@@ -27,6 +27,8 @@ from finetune_trainer.manifest import ignore_bytes
 
 STALL_SECONDS: Final = 60.0
 """Time without a byte after which a connection counts as lost."""
+END_SECONDS: Final = 0.5
+"""Time that a process gets to end after its output did."""
 
 
 FINAL: Final = re.compile(
@@ -235,11 +237,17 @@ class _Connection:
         """Why the process does not answer."""
         if self._stalled:
             return f"no data for {self._stall_seconds:.0f} seconds"
+        with suppress(subprocess.TimeoutExpired):
+            # One that ended its output ends itself, with the reason.
+            self._process.wait(END_SECONDS)
         self._process.kill()
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "the connection ended"
+        if lines:
+            return lines[-1]
+        code = self._process.returncode
+        return "the connection ended" + (f" with exit code {code}" if code > 0 else "")
 
     def close(self) -> None:
         self._closed.set()

@@ -130,7 +130,6 @@ def claim_files(
     profile: ComputeProfile | None,
     writes: bool,
     report: Report,
-    server: Callable[[Access, str, str], list[str]] | None = None,
     start_seconds: float = START_SECONDS,
 ) -> Iterator[ProcessFiles]:
     """Files of a claim, through a pod that exists during the block.
@@ -142,7 +141,6 @@ def claim_files(
         profile: the default ComputeProfile, if there is one.
         writes: whether files are written.
         report: called with a sentence when something takes long.
-        server: command that serves the files in a pod; by default with `kubectl exec`.
         start_seconds: time until the pod must be ready.
 
     Raises:
@@ -170,7 +168,7 @@ def claim_files(
             ) from error
         try:
             _wait_until_ready(backend, name, claim, report, start_seconds)
-            files = ProcessFiles((server or exec_command)(access, namespace, name))
+            files = ProcessFiles(exec_command(access, namespace, name))
             try:
                 yield files
             finally:

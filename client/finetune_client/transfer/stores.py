@@ -49,18 +49,24 @@ class Target:
 
 
 def default_profile(backend: ClusterBackend) -> ComputeProfile | None:
-    """The default ComputeProfile of the cluster; None without exactly one.
+    """The default ComputeProfile of the cluster; None without one.
 
     Raises:
-        OperationError: the user may not list profiles, or the cluster's one is newer than this program.
+        OperationError: there are several, the user may not list them, or this program is older than it.
     """
     found = [
         each
         for each in backend.objects("ComputeProfile")
         if is_marked_default(each["metadata"].get("annotations") or {}, each["metadata"].get("labels") or {})
     ]
-    if len(found) != 1:
+    if not found:
         return None
+    if len(found) > 1:
+        names = ", ".join(sorted(each["metadata"]["name"] for each in found))
+        raise OperationError(
+            f"more than one ComputeProfile is marked as the default ({names}), so the store is not known:"
+            " name it with --to, and ask the platform team to leave the mark on one of them"
+        )
     try:
         return ComputeProfile.model_validate(found[0])
     except ValidationError as error:
@@ -152,13 +158,13 @@ def _bucket(scheme: str) -> object:
         OperationError: a package is missing.
     """
     try:
-        import fsspec  # noqa: PLC0415 - only for buckets
+        import fsspec
 
         return fsspec.filesystem(scheme)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
         raise OperationError(
-            f"{scheme}:// needs the package {package}, with your own credentials: install it, or copy with the"
+            f"{scheme}:// needs the package {package} and your own credentials: install it, or copy with the"
             " provider's tool, such as `aws s3 cp --recursive`",
             [f"pip install {package}"],
             exit_code=ProgramExit.INVALID,
