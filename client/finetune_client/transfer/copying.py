@@ -109,7 +109,7 @@ def _changed(path: Path) -> OperationError:
 
 @dataclass
 class Patience:
-    """Lost connections since the last byte that arrived.
+    """Lost connections since the last byte that arrived, or the last answer.
 
     Attributes:
         pause: waits a number of seconds.
@@ -126,6 +126,10 @@ class Patience:
         """A file has this size. If that is more than before, earlier failures do not count any more."""
         if file != self._file or size > self._reached:
             self._file, self._reached, self._failures = file, size, 0
+
+    def answered(self) -> None:
+        """The store answered: earlier failures do not count any more."""
+        self._failures = 0
 
     def lost(self, name: str, error: ConnectionLost) -> None:
         """Wait before the next attempt.
@@ -201,9 +205,12 @@ def insist(name: str, patience: Patience, ask: Callable[[], Answer]) -> Answer:
     """The answer of a store that may be unreachable for a while."""
     while True:
         try:
-            return ask()
+            answer = ask()
         except ConnectionLost as error:
             patience.lost(name, error)
+        else:
+            patience.answered()
+            return answer
 
 
 @dataclass

@@ -6,7 +6,6 @@ killed program left is removed by the next transfer of the same user on the same
 deadline.
 """
 
-import getpass
 import os
 import shutil
 import signal
@@ -63,7 +62,7 @@ Report = Callable[[str], None]
 
 def user_hash() -> str:
     """Hash of the user and the machine, by which a leftover is recognized."""
-    return short_hash(getpass.getuser(), socket.gethostname(), length=16)
+    return short_hash(str(os.getuid()), socket.gethostname(), length=16)
 
 
 def build_pod(
@@ -106,7 +105,7 @@ def build_pod(
                     "command": ["sleep", str(DEADLINE_SECONDS)],
                     "env": [],
                     "resources": {
-                        "requests": {"cpu": "10m", "memory": "64Mi"},
+                        "requests": {"cpu": "50m", "memory": "64Mi"},
                         "limits": {"cpu": "1", "memory": "256Mi"},
                     },
                     "securityContext": container_security(),
