@@ -47,6 +47,8 @@ VERBS: Final = (
     Verb("suspend", "decisions", DECISIONS, "Suspend a run, which frees its devices."),
     Verb("resume", "decisions", DECISIONS, "Resume a suspended run."),
     Verb("chat", "chat", ENDPOINTS, "Ask a served model, or two side by side."),
+    Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
+    Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
