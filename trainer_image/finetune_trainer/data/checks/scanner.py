@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from finetune_trainer import canonical_json
-from finetune_trainer.contract.dataset import Checks
+from finetune_trainer.contract.dataset import Checks, Columns
 from finetune_trainer.contract.vocabulary import Finding
 from finetune_trainer.data.checks.detector import DetectedSpan, Detector, Expressions, Prefilter
 from finetune_trainer.data.checks.personal_data import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
@@ -40,11 +40,13 @@ def sequence_issue(text: str, column: str) -> Issue | None:
         f" at character {found.start() + 1}",
         "text without control sequences",
         "remove it, or write the turns as messages",
-        column=column,
+        column=QUOTED.sub(r"\1", column),
         severity="warning",
     )
 
 
+ROLES: Final = Columns()
+"""Columns with the names of their roles."""
 STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
 
 
@@ -69,8 +71,10 @@ class Scanner:
         self._enabled = [(detector, finding) for detector, finding in checked if finding != "Off"]
         self._prefilter = Prefilter([*(detector.expressions for detector, _ in self._enabled), EXPRESSIONS])
 
-    def scan(self, row: Row) -> tuple[Row, tuple[Issue, ...]]:
+    def scan(self, row: Row, names: Columns = ROLES) -> tuple[Row, tuple[Issue, ...]]:
         """The row with placeholders for redacted text, and an issue per finding.
+
+        `names` are the columns of the source, which the issues name.
 
         Of overlapping findings one counts: the one with the strictest setting, then the longest. Characters
         count from 1 in the original row. Returns the same row object if nothing changes.
@@ -95,7 +99,7 @@ class Scanner:
         ]
         issues: list[Issue] = []
         if SEQUENCES.search(everything):
-            found = (sequence_issue(text, _column(row, number)) for number, text in enumerate(texts))
+            found = (sequence_issue(text, _column(row, number, names)) for number, text in enumerate(texts))
             issues += (issue for issue in found if issue is not None)
         if not suspects:
             return row, tuple(issues)
@@ -105,9 +109,11 @@ class Scanner:
             issues.extend(_issue(hit, column) for hit in hits)
             return _redact(text, hits)
 
-        texts = [redact(text, _column(row, number)) for number, text in enumerate(texts)]
+        texts = [redact(text, _column(row, number, names)) for number, text in enumerate(texts)]
         for number, call in calls.items():
-            calls[number] = _rewritten(call, f"messages[{number}].tool_calls", redact)
+            calls[number] = _rewritten(
+                call, f"{_name(names.messages, 'messages')}[{number}].tool_calls", redact
+            )
         kept = tuple((name, redact(value, field_name(name))) for name, value in row.columns)
         return _with_texts(row, texts, calls, kept), tuple(issues)
 
@@ -231,13 +237,20 @@ def _issue(hit: _Hit, column: str) -> Issue:
     )
 
 
-def _column(row: Row, number: int) -> str:
-    """The field of the prepared row that has the message."""
+def _name(name: str | None, role: str) -> str:
+    return role if name is None else field_name(name)
+
+
+def _column(row: Row, number: int, names: Columns) -> str:
+    """The field of the source that has the message."""
     if number == len(row.messages):
-        return "rejected"
+        return _name(names.rejected, "rejected")
     if row.form == "ChatMessages":
-        return f"messages[{number}].content"
+        return f"{_name(names.messages, 'messages')}[{number}].content"
     if number == len(row.messages) - 1:
-        return "chosen" if row.form == "Preference" else "completion"
+        if row.form == "Preference":
+            return _name(names.chosen, "chosen")
+        return _name(names.completion, "completion")
+    prompt = _name(names.prompt, "prompt")
     is_text = len(row.messages) == 2 and row.messages[0].role == "user"
-    return "prompt" if is_text else f"prompt[{number}].content"
+    return prompt if is_text else f"{prompt}[{number}].content"
