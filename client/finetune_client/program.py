@@ -32,7 +32,10 @@ class Verb:
 
 FILES: Final = "Files"
 
-VERBS: Final = (Verb("check", "check", FILES, "Check rows as the cluster does."),)
+VERBS: Final = (
+    Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
+)
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
 
