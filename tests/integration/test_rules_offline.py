@@ -4,9 +4,11 @@
 `try_create` compares the verdicts, here and in the other modules of these rules.
 """
 
+import copy
 import json
 import os
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from finetune_client.errors import ProgramExit
 from finetune_client.offline.manifests import ManifestFile, WrittenObject, read_manifests
 from finetune_client.program import main
-from finetune_operator.api.crd import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME
 from tests.integration.api import Api, Object
 from tests.integration.rules import files
 from tests.integration.rules.requests import try_create
@@ -94,6 +96,34 @@ def test_an_address_is_read_as_by_the_api_server(api: Api, accepted: bool, endpo
     verdict = try_create(api, job)
 
     assert verdict.accepted == accepted, verdict.message
+
+
+ODD: Final[tuple[Any, ...]] = (
+    *(None, True, 0, -1, 1.5, 10**25, [], {}, [None], [[]], {"a": None}, {"name": "x"}, [{"name": "x"}]),
+    *("", "x", "a" * 3000, "https://[", "pvc://", "configmap://a b", "🙂", "200%", "-1Gi", "a\n", "10"),
+)
+NUM_CHANGES: Final = 200
+
+
+def test_any_change_of_a_valid_object_is_judged_as_by_the_api_server(api: Api) -> None:
+    """Each change gives a field an odd value, or that of another field."""
+    random = Random(0)  # noqa: S311 - a choice of cases
+    objects = [each for kind in KINDS for each in files.complete(kind)]
+    accepted = 0
+    for _ in range(NUM_CHANGES):
+        obj = copy.deepcopy(random.choice(objects))
+        places = [(owner, key) for part in ("spec", "status") for owner, key in _places(obj.get(part))]
+        owner, key = random.choice(places)
+        other, other_key = random.choice(places)
+        owner[key] = copy.deepcopy(random.choice([random.choice(ODD), other[other_key]]))
+        accepted += try_create(api, obj).accepted
+    assert 0 < accepted < NUM_CHANGES
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every field and item: what has it, and its name or index."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, key) for key in keys] + [place for key in keys for place in _places(value[key])]
 
 
 SCALARS: Final = """\

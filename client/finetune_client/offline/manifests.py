@@ -258,6 +258,8 @@ _INTEGER: Final = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]*|[
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _LARGE: Final = 1e21
 """From here on JSON writes a number without a fraction with an exponent."""
+_MAX_DIGITS: Final = 80
+"""More than 64 bits need in any base. A longer number is a fraction, as for kubectl."""
 _TAG: Final = "tag:yaml.org,2002:"
 
 
@@ -271,8 +273,10 @@ def _resolve(node: yaml.Node) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     plain = text.replace("_", "")
-    if _INTEGER.fullmatch(plain):
-        return int(re.sub(r"^([-+]?)0[oO]?(?=[0-7])", r"\g<1>0o", plain), 0)
+    if len(plain) < _MAX_DIGITS and _INTEGER.fullmatch(plain):
+        integer = int(re.sub(r"^([-+]?)0[oO]?(?=[0-7])", r"\g<1>0o", plain), 0)
+        if abs(integer) < _LARGE:
+            return integer
     if _FLOAT.fullmatch(plain):
         number = float(plain)
         if math.isinf(number):

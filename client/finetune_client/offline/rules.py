@@ -6,6 +6,7 @@ Kubernetes; the rules use few of them. A method is a function whose first argume
 """
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
@@ -19,6 +20,9 @@ from finetune_client.offline.regex import is_match
 from finetune_operator.api.crd import Schema
 
 TRANSITION: Final = "oldSelf"
+
+# A function that fails, such as for a text that is no quantity, is a finding, and not a line of a log too.
+logging.getLogger("cel").setLevel(logging.CRITICAL)
 
 
 def check_rules(schema: Schema, value: Any, path: Path = (), field: str = "") -> Iterator[Finding]:
@@ -130,10 +134,17 @@ def _is_url(text: str) -> bool:
     return True
 
 
+def _substring(text: str, start: int, end: int | None = None) -> str:
+    last = len(text) if end is None else end
+    if not 0 <= start <= last <= len(text):
+        raise ValueError("index out of range")
+    return text[start:last]
+
+
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "matchesAsGo": is_match,
     "replace": lambda text, old, new: text.replace(old, new),
-    "substring": lambda text, start, end=None: text[start:end],
+    "substring": _substring,
     "quantity": _quantity,
     "isLessThan": lambda one, other: one < other,
     "isGreaterThan": lambda one, other: one > other,

@@ -37,11 +37,10 @@ def root_schema(kind: str) -> Schema:
 
 def is_ours(value: Any) -> bool:
     """Whether an object is of a kind of the operator."""
-    return (
-        isinstance(value, dict)
-        and value.get("apiVersion") == API_VERSION
-        and value.get("kind") in KINDS_BY_NAME
-    )
+    if not isinstance(value, dict) or value.get("apiVersion") != API_VERSION:
+        return False
+    kind = value.get("kind")
+    return isinstance(kind, str) and kind in KINDS_BY_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,8 @@ class UnknownField:
 def unknown_fields(schema: Schema | None, value: Any, path: Path = ()) -> Iterator[UnknownField]:
     """Fields that the API server refuses as unknown, those of the metadata included."""
     if isinstance(value, list):
-        for index, item in enumerate(value):
+        kept = (schema or {}).get("x-kubernetes-preserve-unknown-fields")
+        for index, item in enumerate(() if kept else value):
             yield from unknown_fields((schema or {}).get("items"), item, (*path, index))
     elif isinstance(value, dict):
         if path == ("metadata",):
@@ -160,11 +160,14 @@ def type_name(value: Any) -> str:
     return names[type(value)]
 
 
+_MAX_INTEGER: Final = 2**63
+
+
 def _type_problem(schema: Schema, value: Any) -> str:
     """What is wrong with the type of a value; empty if nothing is."""
     given = type_name(value)
-    if given == "number" and float(value).is_integer():
-        given = "integer"
+    if given in {"integer", "number"}:
+        given = "integer" if abs(value) < _MAX_INTEGER and value == int(value) else "number"
     if schema.get("x-kubernetes-int-or-string"):
         return (
             "" if given in {"integer", "string"} else f"must be an integer or a string, not {_shown(value)}"

@@ -54,6 +54,7 @@ def validate(
     ] = "",
 ) -> None:
     sources, found = _read(files)
+    num_files = len(sources) + len(found)
     read = [each for source in sources for each in read_manifests(source)]
     manifests = [each for each in read if isinstance(each, WrittenObject)]
     found += [each for each in read if isinstance(each, Located)]
@@ -74,7 +75,7 @@ def validate(
         dry_run = _dry_run(asked, [f"--{name}={value}" for name, value in options.items() if value])
         found = _in_order(sources, [*found, *dry_run])
     judged = sum(is_ours(each.value) for each in manifests)
-    counts = {"files": len(sources), "judged": judged, "others": len(manifests) - judged}
+    counts = {"files": num_files, "judged": judged, "others": len(manifests) - judged}
     _print(output, found, counts)
     if any(_is(each, Severity.ERROR) for each in found):
         raise typer.Exit(ProgramExit.INVALID)
