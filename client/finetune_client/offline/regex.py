@@ -16,8 +16,10 @@ _ERROR: Final[type[Exception]] = re.error if re2 is None else re2.error
 @functools.cache
 def _compile(pattern: str) -> Any:
     if re2 is None:
-        # In Python, $ matches before a last newline too.
-        return re.compile(re.sub(r"(?<!\\)\$", r"\\Z", pattern), re.ASCII)
+        # In Python, $ matches before a last newline too. Escapes and classes stay as they are.
+        parts = r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|\$"
+        end_only = re.sub(parts, lambda part: r"\Z" if part[0] == "$" else part[0], pattern)
+        return re.compile(end_only, re.ASCII)
     options = re2.Options()
     options.log_errors = False
     return re2.compile(pattern, options)

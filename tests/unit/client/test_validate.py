@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from finetune_client.errors import ProgramExit
+from finetune_client.offline import regex
 from finetune_client.offline.manifests import WrittenObject
 from finetune_client.offline.validation import judge_object
 from finetune_client.program import main
@@ -354,6 +355,29 @@ def test_numbers_and_truth_values_are_those_of_kubectl(validate: Validate) -> No
         "must be of type string, not integer: 8"
         in validate(run.replace("modelLine: tickets", "modelLine: 010"))[1][0]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "matches"),
+    [
+        ("ab", "^[a-z]+$", True),
+        ("ab\n", "^[a-z]+$", False),
+        ("a$", "^a[$]$", True),
+        ("a$", r"^a\$$", True),
+        ("a]$", "^a[]$]+$", True),
+        ("a\u00a0b", r"^[^\s]+$", True),
+        ("٣", r"^\d$", False),
+    ],
+)
+@pytest.mark.parametrize("library", ["google-re2", "re"])
+def test_patterns_are_those_of_go_with_and_without_google_re2(
+    library: str, text: str, pattern: str, matches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regex._compile.cache_clear()
+    if library == "re":
+        monkeypatch.setattr(regex, "re2", None)
+    assert regex.is_match(text, pattern) == matches
+    regex._compile.cache_clear()
 
 
 def test_a_list_is_judged_object_by_object(validate: Validate) -> None:
