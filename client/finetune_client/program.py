@@ -31,8 +31,12 @@ class Verb:
 
 
 FILES: Final = "Files"
+RUNS: Final = "Runs"
 
-VERBS: Final = (Verb("check", "check", FILES, "Check rows as the cluster does."),)
+VERBS: Final = (
+    Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
+)
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
 

@@ -2,18 +2,21 @@
 """Tables of a run's scores, records and answers."""
 
 from collections.abc import Sequence
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.endpoint import ComparedAnswers
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_trainer.contract.vocabulary import Subject
+
+if TYPE_CHECKING:
+    # The SDK takes long to import, and most tables do not need it.
+    from finetune_client.endpoint import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
 """Columns without line breaks, so that their values can be copied from the terminal."""
@@ -58,7 +61,7 @@ def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint
     return table
 
 
-def answers(title: str, answered: Sequence[ComparedAnswers]) -> Table:
+def answers(title: str, answered: Sequence["ComparedAnswers"]) -> Table:
     """Questions with the answers of both models side by side."""
     table = _table(title, "question", "base", "tuned", "expected")
     table.show_lines = True
