@@ -50,6 +50,7 @@ VERBS: Final = (
     Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
     Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
     Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 

@@ -22,6 +22,7 @@ from finetune_trainer.preflight.base_model import model_files, open_model, store
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
+from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext, StageMeter
 from finetune_trainer.store import download_lock
@@ -162,7 +163,7 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
     assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
 
 
-class Pauses(threading.Event):
+class Pauses(Stop):
     """The stop of a stage, which also says when the stage first pauses."""
 
     def __init__(self) -> None:
