@@ -119,7 +119,7 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some
 	@$(RUN) -m tools.sizing $(or $(MODELS),--page)
 
-evaluation-tables: packages-environment .venv ## Rows for a claim, and the coverage of the intervals, into docs/evaluation.md
+evaluation-tables: packages-environment .venv ## Rows for a claim, and the coverage of the intervals, into docs/scores.md
 	@$(RUN) -m tools.evaluation --page
 
 docs: build/docs/venv ## The documentation as a site with search, in build/docs/html
