@@ -126,7 +126,7 @@ class Accelerator(Model):
         Field(
             description="Product name as in the node label nvidia.com/gpu.product, such as"
             " NVIDIA-H100-80GB-HBM3, from which preflight predicts whether a run fits and how long it takes."
-            " docs/training.md lists the known ones. Default: the value of that label in nodeSelector of the"
+            " docs/devices.md lists the known ones. Default: the value of that label in nodeSelector of the"
             " train pods."
         ),
     ] = None

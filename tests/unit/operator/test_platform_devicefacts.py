@@ -51,7 +51,7 @@ def test_the_table_has_plausible_figures(product: str) -> None:
     assert 50 <= card.peak_teraflops <= 2600
 
 
-def test_the_page_on_training_lists_the_known_cards() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+def test_the_page_on_devices_lists_the_known_cards() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "devices.md").read_text()
     listed = page.partition("\nKnown are,")[2].partition(".\n")[0]
     assert re.findall(r"`([^`]+)`", listed) == list(CARDS)
