@@ -15,6 +15,7 @@ from finetune_client.local.persistence import NAMESPACE, ROOT, Folder, StoredClu
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.labels import OWNER_NAME, STAGE
 from finetune_operator.plan import Manifest
+from finetune_operator.stage_table import STAGES
 
 
 class LocalBackend:
@@ -92,7 +93,7 @@ class LocalBackend:
             for pod in pods_of(cluster, job)
             if stage in (None, pod["metadata"]["labels"].get(STAGE))
         ]
-        for pod in sorted(pods, key=lambda each: each["metadata"]["creationTimestamp"]):
+        for pod in sorted(pods, key=_place):
             name = pod["metadata"]["name"]
             for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
                 path = log_path(self._folder.root, name, container["name"])
@@ -109,3 +110,10 @@ class LocalBackend:
         if scheme != "pvc" or not file.is_relative_to(root) or not file.is_file():
             raise OperationError(f"{uri} does not exist in {root}")
         return file.read_bytes()
+
+
+def _place(pod: Manifest) -> tuple[str, int, str]:
+    """Place of a pod among those of a run: several may start in the same second."""
+    metadata = pod["metadata"]
+    stages = [*STAGES]
+    return metadata["creationTimestamp"], stages.index(metadata["labels"][STAGE]), metadata["name"]

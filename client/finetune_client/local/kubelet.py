@@ -330,7 +330,7 @@ class Kubelet:
 
     def _end(self, pod: Manifest, running: Running, code: int) -> None:
         ended: Manifest = {
-            "exitCode": code,
+            "exitCode": int(code),
             "startedAt": at(running.started),
             "finishedAt": at(self._cluster.now),
             "reason": "Completed" if code == 0 else "Error",
@@ -365,7 +365,7 @@ class Kubelet:
         except FileNotFoundError:
             return ""
         for local, original in running.digests.items():
-            text = text.replace(f'"configDigest":"{local}"', f'"configDigest":"{original}"')
+            text = text.replace(local, original)
         return text
 
     def _report(

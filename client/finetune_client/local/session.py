@@ -83,6 +83,17 @@ def activity(manifest: Manifest) -> str:
     return ""
 
 
+def _true(manifest: Manifest) -> Iterator[Manifest]:
+    """The conditions that are True."""
+    conditions = manifest.get("status", {}).get("conditions", ())
+    return (each for each in conditions if each["status"] == "True")
+
+
+def _is_failure(present: Manifest) -> bool:
+    """Whether nothing continues. In a cluster, a run waits until its Dataset is mended."""
+    return present["type"] == ConditionType.STALLED or present["reason"] == Reason.DATASET_FAILED
+
+
 class Session:
     """The objects of a folder, and the processes of their pods. Use it in the block of `Folder.locked`.
 
@@ -110,6 +121,8 @@ class Session:
         self._jobs = JobController(self.cluster, first_backoff)
         self._deployments = DeploymentController(self.cluster)
         self._pause = pause
+        self.before_start: Callable[[], None] = lambda: None
+        """Called before containers start; what it raises ends the program."""
         self._interrupts = 0
         self._changed_at = time.monotonic()
         self._reconciled_at = float("-inf")
@@ -144,6 +157,11 @@ class Session:
         existing["spec"] = manifest["spec"]
         self.cluster.change(kind, name)
 
+    def settle(self) -> None:
+        """Reconcile what was applied; nothing starts."""
+        self.cluster.now = datetime.now(UTC)
+        self.cluster.settle()
+
     def _refresh(self, existing: Manifest) -> None:
         """Let a Dataset whose rows were refused read its source again, which may be mended."""
         if existing["kind"] == "Dataset" and has_condition(existing, ConditionType.STALLED, "True"):
@@ -156,16 +174,15 @@ class Session:
         cluster = self.cluster
         cluster.now = datetime.now(UTC)
         now = time.monotonic()
+        if cluster.changes != self._seen or self.kubelet.is_busy:
+            self._changed_at = now
         if cluster.changes != self._seen or now - self._reconciled_at >= RECHECK_SECONDS:
-            if cluster.changes != self._seen:
-                self._changed_at = now
             self._seen, self._reconciled_at = cluster.changes, now
             cluster.settle()
             self._jobs.sync()
             self._deployments.sync()
-            self.kubelet.sync()
-        else:
-            self.kubelet.sync()
+        self.before_start()
+        self.kubelet.sync()
 
     def follow(self, done: Callable[[], bool]) -> Iterator[None]:
         """Take turns until `done` is true; yields after each.
@@ -207,6 +224,7 @@ class Session:
 
     def _waits_in_vain(self) -> bool:
         is_still = time.monotonic() - self._changed_at >= PATIENCE_SECONDS
+        is_still = is_still and self.cluster.changes == self._seen
         return is_still and not self.kubelet.is_busy and self._jobs.next_start() is None
 
     def _activities(self) -> str:
@@ -221,8 +239,8 @@ class Session:
     def failure(self, kind: str, name: str) -> Failure | None:
         """Why a run failed; None if it has not."""
         run = self.cluster.objects[kind, name]
-        stalled = condition(run, ConditionType.STALLED)
-        if stalled is None or stalled["status"] != "True":
+        stalled = next((each for each in _true(run) if _is_failure(each)), None)
+        if stalled is None:
             return None
         message = f"{stalled['reason']}: {stalled.get('message', '')}"
         if stalled["reason"] in RUN_FAILED:
@@ -243,7 +261,6 @@ class Session:
             job["metadata"]["uid"]
             for job in self.cluster.of("Job").values()
             if {each["uid"] for each in job["metadata"]["ownerReferences"]} & owners
-            and has_condition(job, "Failed", "True")
         }
         pods = [
             pod

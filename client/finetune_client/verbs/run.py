@@ -68,7 +68,7 @@ def run(
     machine = this_machine()
     profiled = _profile(profile, machine)
     found = read_files(files)
-    only_preflight = stage in ("prepare", "preflight")
+    only_preflight = stage in PREDICTIONS
     objects = adapt(found, profiled, machine_resource=machine.resource, only_preflight=only_preflight)
     given = Folders(*(_named(*each) for each in zip(OPTIONS, (claim, configmap, secret), strict=True)))
     volumes = _volumes(found, objects, folder.resolve(), given)
@@ -90,6 +90,8 @@ def run(
                 session.close()
 
 
+PREDICTIONS: Final = ("prepare", "preflight")
+"""Last stages before the weights are loaded. Another machine's profile is enough for them."""
 OPTIONS: Final = ("--claim", "--configmap", "--secret")
 
 
@@ -181,7 +183,7 @@ def _signals(session: Session) -> Iterator[None]:
             signal.signal(number, before)
 
 
-ENDS: Final = (ConditionType.READY, ConditionType.STALLED, ConditionType.SUSPENDED)
+ENDS: Final = (ConditionType.READY, ConditionType.SUSPENDED)
 
 
 @dataclass(slots=True)
@@ -206,6 +208,7 @@ class LocalRun:
         """Apply the objects and what they need."""
         for manifest in (profile, *map(_claim, sorted({STORE, *claims_of(objects)})), *objects):
             self.session.apply(manifest)
+        self.session.settle()
 
     def follow_runs(self, objects: Sequence[Manifest]) -> None:
         """Carry out the runs, one after the other, and print their results.
@@ -219,6 +222,9 @@ class LocalRun:
             kind, name = manifest["kind"], _name(manifest)
             if kind not in RUNS:
                 continue
+            if self.until not in PREDICTIONS:
+                run = self.session.cluster.objects[kind, name]
+                self.session.before_start = partial(check_memory, run, self.machine)
             if not self._has_ended(kind, name):
                 self._follow(kind, name, endpoint)
             failure = self.session.failure(kind, name)
@@ -257,6 +263,8 @@ class LocalRun:
             return True
         if any(has_condition(run, type_, "True") for type_ in ENDS):
             return True
+        if self.session.failure(kind, name) is not None:
+            return True
         promoted = condition(run, ConditionType.PROMOTED)
         return promoted is not None and promoted["reason"] == Reason.AWAITING_APPROVAL
 
@@ -271,7 +279,6 @@ class LocalRun:
         shown_at = 0.0
         with create_view(self.console, lambda: "") as view:
             for _ in turns:
-                check_memory(self.session.cluster.objects[kind, name], self.machine)
                 if time.monotonic() - shown_at >= VIEW_SECONDS:
                     shown_at = time.monotonic()
                     self._show(view, name, endpoint)
