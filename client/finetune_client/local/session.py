@@ -91,7 +91,7 @@ def _true(manifest: Manifest) -> Iterator[Manifest]:
 
 def _is_failure(present: Manifest) -> bool:
     """Whether nothing continues. In a cluster, a run waits until its Dataset is mended."""
-    return present["type"] == ConditionType.STALLED or present["reason"] == Reason.DATASET_FAILED
+    return bool(present["type"] == ConditionType.STALLED or present["reason"] == Reason.DATASET_FAILED)
 
 
 class Session:

@@ -126,7 +126,7 @@ class Machine:
 
     def _session(self, *arguments: object) -> Session:
         make = partial(Session, start=self._start, probe=lambda _: True, first_backoff=timedelta())
-        session = make(*arguments, pause=lambda _: self.on_pause(session))  # type: ignore[arg-type]
+        session: Session = make(*arguments, pause=lambda _: self.on_pause(session))  # type: ignore[arg-type]
         self.sessions.append(session)
         return session
 
