@@ -30,7 +30,7 @@ KEY_VARIABLE: Final = "FINETUNE_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ChatTarget:
     """A model of an endpoint."""
 
     endpoint: InferenceDeployment
@@ -134,7 +134,7 @@ def _first_model(client: OpenAI) -> str:
     return next((each for each in names if each != BASE), BASE)
 
 
-def find_target(backend: Backend, name: str) -> Target:
+def find_target(backend: Backend, name: str) -> ChatTarget:
     """The model that an endpoint, a Checkpoint or a run of this name means.
 
     Raises:
@@ -143,13 +143,13 @@ def find_target(backend: Backend, name: str) -> Target:
     found = backend.get("InferenceDeployment", name)
     if found is not None:
         endpoint = InferenceDeployment.model_validate(found)
-        return Target(_ready(endpoint), endpoint.model_names[0])
+        return ChatTarget(_ready(endpoint), endpoint.model_names[0])
     checkpoint = _checkpoint(backend, name)
     endpoints = [InferenceDeployment.model_validate(each) for each in backend.objects("InferenceDeployment")]
     for endpoint in endpoints:
         for served in endpoint.status.models:
             if served.checkpoint == checkpoint.name:
-                return Target(_ready(endpoint), served.name)
+                return ChatTarget(_ready(endpoint), served.name)
     raise _unserved(checkpoint, endpoints)
 
 
