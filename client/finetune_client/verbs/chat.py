@@ -26,6 +26,8 @@ from finetune_operator.api.meta import API_VERSION
 
 BASE: Final = "base"
 """Name under which an endpoint with adapters serves its base model."""
+MAX_RETRIES: Final = 2
+"""As clients of the OpenAI API have by default; an endpoint under load asks for them."""
 KEY_VARIABLE: Final = "FINETUNE_API_KEY"
 
 
@@ -88,7 +90,7 @@ def chat(
     settings = {field: value for field, value in settings.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
     reached = _reached(name, key, lambda: connect(namespace, context, kubeconfig, local))
-    with reached as (route, default), route.client() as client:
+    with reached as (route, default), route.client(MAX_RETRIES) as client:
         first = model or default or _first_model(client)
         asked = [each for each in (first, second) if each]
         speakers = [Speaker(client, each, settings, list(messages)) for each in asked]
