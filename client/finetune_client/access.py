@@ -36,6 +36,7 @@ BUILT_IN: Final[Mapping[str, tuple[str, str]]] = {
     "Pod": ("v1", "pods"),
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
 }
 """API version and plural of kinds that are not ours."""
 

@@ -276,8 +276,11 @@ def read_manifests(path: Path | str) -> list[Object]:
 
 def _check_manifest(where: str, found: object, *, skips: bool, manifests: list[Object]) -> None:
     """Add an object to the manifests; of a folder, other objects are skipped."""
-    ours = isinstance(found, dict) and found.get("apiVersion") == API_VERSION and found.get("kind") in ORDER
-    if not ours:
+    if (
+        not isinstance(found, dict)
+        or found.get("apiVersion") != API_VERSION
+        or found.get("kind") not in ORDER
+    ):
         if skips:
             return
         named = f"{found.get('apiVersion')} {found.get('kind')}" if isinstance(found, dict) else "no object"
@@ -286,8 +289,8 @@ def _check_manifest(where: str, found: object, *, skips: bool, manifests: list[O
             ["kubectl apply -f FILE: for other objects"],
             exit_code=ProgramExit.INVALID,
         )
-    assert isinstance(found, dict)
-    if not isinstance(found.get("metadata"), dict) or not isinstance(found["metadata"].get("name"), str):
+    metadata = found.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise OperationError(f"{where}: metadata.name is missing", exit_code=ProgramExit.INVALID)
     manifests.append(found)
 

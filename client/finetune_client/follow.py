@@ -25,7 +25,7 @@ from finetune_operator.api.meta import API_VERSION, Condition
 from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.prediction import predicted_column, took_column
 from finetune_operator.status.reasons import ConditionType
-from finetune_trainer.contract.prediction import gibibytes
+from finetune_trainer.contract.accelerators import gibibytes
 
 State = Literal["waiting", "running", "done"]
 
@@ -265,13 +265,19 @@ class View(Protocol):
     ) -> None: ...
 
 
-def create_view(console: Console, extra: Callable[[], str]) -> View:
-    """The view for the console; `extra` returns an additional line, or an empty text."""
-    return LiveView(console, extra) if console.is_terminal else LineView(console, extra)
+def create_view(console: Console, extra: Callable[[], str], *, explains: bool = False) -> View:
+    """The view for the console.
+
+    Args:
+        console: a terminal, or other output.
+        extra: returns an additional line, or an empty text.
+        explains: whether lines also have what the run waits for, and the prediction; a terminal always has.
+    """
+    return LiveView(console, extra) if console.is_terminal else LineView(console, extra, explains=explains)
 
 
 class LossHistory:
-    """Training losses that progress reported while the run was watched, until the Checkpoint has the curve."""
+    """Losses that progress reported while the run was watched, until the Checkpoint has the curve."""
 
     def __init__(self) -> None:
         self._by_step: dict[int, float] = {}
@@ -311,7 +317,8 @@ class LiveView:
 class LineView:
     """Prints one line per event and per change of a stage, and progress every PROGRESS_SECONDS."""
 
-    def __init__(self, console: Console, extra: Callable[[], str]) -> None:
+    def __init__(self, console: Console, extra: Callable[[], str], *, explains: bool = False) -> None:
+        self._explains = explains
         self._console = console
         self._extra = extra
         self._printed_events: set[str] = set()
@@ -330,7 +337,7 @@ class LineView:
                 self._states[stage.name] = stage.state
                 self._print(_stage(stage))
         for what, text in (("activity", status.activity), ("figures", status.figures)):
-            if text != self._said[what]:
+            if self._explains and text != self._said[what]:
                 self._said[what] = text
                 self._print(escape(text))
         running = next((stage for stage in status.stages if stage.state == "running"), None)
@@ -362,7 +369,7 @@ def render(status: RunStatus, extra: str, losses: Sequence[float] = ()) -> Rende
     created = status.job.metadata.creation_timestamp or status.taken_at
     age = duration((status.taken_at - created).total_seconds())
     title = Text.from_markup(
-        f"   [bold]FineTuneJob {escape(printable(status.job.name))}[/]  [dim]{age}[/]  {escape(status.activity)}"
+        f"   [bold]FineTuneJob {escape(status.job.name)}[/]  [dim]{age}[/]  {escape(status.activity)}"
     )
     parts: list[RenderableType] = [title, stages]
     if curve := sparkline(losses):
@@ -410,15 +417,18 @@ class Follower:
         backend: where they are.
         console: where they are shown.
         job: name of the FineTuneJob.
-        endpoint: name of the InferenceDeployment; empty selects one that follows the run's model line, if any.
+        endpoint: name of the InferenceDeployment; empty selects one that follows the model line, if any.
+        explains: whether plain lines also have what the run waits for, and the prediction.
     """
 
-    def __init__(self, backend: Backend, console: Console, job: str, endpoint: str = "") -> None:
+    def __init__(
+        self, backend: Backend, console: Console, job: str, endpoint: str = "", *, explains: bool = False
+    ) -> None:
         self._backend = backend
         self._job = job
         self._endpoint = endpoint
         self._extra: Callable[[], str] = lambda: ""
-        self._view = create_view(console, self._extra_line)
+        self._view = create_view(console, self._extra_line, explains=explains)
 
     def _extra_line(self) -> str:
         return self._extra()
@@ -489,6 +499,7 @@ class Follower:
     def _failure(self, status: RunStatus, message: str) -> StalledError:
         kubectl = f"kubectl -n {self._backend.namespace}"
         commands = [f"{kubectl} describe finetunejob {self._job}"]
-        if status.endpoint is not None:
-            commands.append(f"{kubectl} describe inferencedeployment {status.endpoint.name}")
+        endpoint = self._endpoint or (status.endpoint.name if status.endpoint is not None else "")
+        if endpoint:
+            commands.append(f"{kubectl} describe inferencedeployment {endpoint}")
         return StalledError(message, (*commands, f"{kubectl} get pods"), status)

@@ -58,7 +58,7 @@ def watch(
                 exit_code=ProgramExit.INVALID,
             )
         name = runs[-1].name
-    watch_until(backend, name, None, None)
+    watch_until(backend, name)
 
 
 def wait(
@@ -106,33 +106,32 @@ def logs(
         _print_stored(backend, name, stage)
 
 
-def watch_until(backend: Backend, name: str, goal: Goal | None, extra: str | None) -> None:
-    """Show a run until it has reached the goal.
+def watch_until(backend: Backend, name: str) -> None:
+    """Show a run until it has reached the goal that `wait` has by default.
 
     Args:
         backend: where the run is.
         name: name of the FineTuneJob.
-        goal: what to wait for; None selects that of `wait`.
-        extra: a line below the run.
 
     Raises:
         OperationError: the run did not reach the goal; the exit code is that of `wait`.
     """
-    wanted = goal or default_goal(read_run(backend, name))
-    follower = Follower(backend, console(), name)
+    wanted = default_goal(read_run(backend, name))
+    follower = Follower(backend, console(), name, explains=True)
 
     def done(status: RunStatus) -> bool:
         return find_outcome(status.job, wanted, status.checkpoint) is not None
 
     try:
-        status = follower.until(done, lambda: extra or "")
+        status = follower.until(done)
     except StalledError as error:
         # An endpoint that is stalled does not end a run.
         status = error.status
         if find_outcome(status.job, wanted, status.checkpoint) is None:
             raise
     outcome = find_outcome(status.job, wanted, status.checkpoint)
-    assert outcome is not None
+    if outcome is None:
+        raise OperationError(f"FineTuneJob {name} is not {wanted.value}")
     if outcome.exit_code is not ProgramExit.DONE:
         raise OperationError(outcome.message, [f"finetune logs {name}"], exit_code=outcome.exit_code)
     print(outcome.message)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -21,9 +21,6 @@ from finetune_client.verbs.options import (
     OutputFormat,
     connect,
 )
-
-if TYPE_CHECKING:
-    from finetune_client.cluster import ClusterBackend
 
 KIND: Final = "FineTuneJob"
 COLUMN_SPACE: Final = 3
@@ -54,10 +51,7 @@ def ls(
         tables = _tables(backend, selector, all_namespaces=all_namespaces)
         _print_tables(tables, output, scope, with_namespace=all_namespaces)
         return
-    if local is None:
-        items = _cluster(backend).objects(KIND, selector, all_namespaces=all_namespaces)
-    else:
-        items = _labelled(backend.objects(KIND), selector)
+    items = _objects(backend, selector, all_namespaces=all_namespaces)
     _print_objects({"apiVersion": "v1", "kind": "List", "items": items}, as_json=output is OutputFormat.JSON)
 
 
@@ -125,11 +119,12 @@ def _labelled(objects: list[Object], selector: str) -> list[Object]:
     return [each for each in objects if labels.items() <= each["metadata"].get("labels", {}).items()]
 
 
-def _cluster(backend: Backend) -> "ClusterBackend":
+def _objects(backend: Backend, selector: str, *, all_namespaces: bool) -> list[Object]:
     from finetune_client.cluster import ClusterBackend
 
-    assert isinstance(backend, ClusterBackend)
-    return backend
+    if isinstance(backend, ClusterBackend):
+        return backend.objects(KIND, selector, all_namespaces=all_namespaces)
+    return _labelled(backend.objects(KIND), selector)
 
 
 def _print_tables(

@@ -43,7 +43,7 @@ def submit(
             "--wait needs a FineTuneJob, and the files have none", exit_code=ProgramExit.INVALID
         )
     for run in runs:
-        watch_until(backend, run.name, None, None)
+        watch_until(backend, run.name)
 
 
 def waits_for(manifest: Object) -> str:
