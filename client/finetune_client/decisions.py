@@ -19,7 +19,8 @@ from finetune_operator.reconcile.inferencedeployment.revision.revision_states im
     TRANSITIONS,
     Action,
 )
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_promotion, scores_of
+from finetune_operator.reconcile.model_lines import CheckpointIndex, scores_of
+from finetune_operator.reconcile.promotion import decide_promotion
 from finetune_operator.reconcile.verdicts import verdict_text
 from finetune_operator.status.conditions import is_cancelled, is_finished
 from finetune_operator.status.reasons import Reason

@@ -37,6 +37,11 @@ ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
     Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("submit", "submitting", RUNS, "Apply manifests, and say what waits for what."),
+    Verb("ls", "listing", RUNS, "List runs."),
+    Verb("watch", "following", RUNS, "Show a run until it ends."),
+    Verb("wait", "following", RUNS, "Wait for a run, with exit codes for CI."),
+    Verb("logs", "following", RUNS, "Print the logs of a run's pods."),
     Verb("report", "results", RUNS, "Show scores, gates, findings and cost of a run."),
     Verb("compare", "results", RUNS, "Show runs side by side."),
     Verb("plot", "results", RUNS, "Draw the loss curves of runs."),
@@ -47,6 +52,10 @@ VERBS: Final = (
     Verb("suspend", "decisions", DECISIONS, "Suspend a run, which frees its devices."),
     Verb("resume", "decisions", DECISIONS, "Resume a suspended run."),
     Verb("chat", "chat", ENDPOINTS, "Ask a served model, or two side by side."),
+    Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
+    Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
+    Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
