@@ -185,8 +185,8 @@ class Access:
         return self.request("GET", path(kind, namespace, name))
 
     def events(self, namespace: str) -> list[Object]:
-        """All Events of a namespace, not sorted."""
-        return self.objects("Event", namespace)
+        """Events of a namespace about objects of our kinds, not sorted."""
+        return self.objects("Event", namespace, fields={"involvedObject.apiVersion": API_VERSION})
 
     def pods(self, namespace: str, selector: str) -> list[Object]:
         """Pods with these labels, including terminating pods."""
@@ -248,10 +248,10 @@ class Access:
 
 
 def path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
-    """URL path of the objects of a kind, or with a name of one object."""
+    """URL path of the objects of a kind, or with a name of one object. No namespace: all namespaces."""
     api_version, plural = (API_VERSION, PLURALS[kind]) if kind in PLURALS else BUILT_IN[kind]
     root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-    scope = "" if kind in CLUSTER_SCOPED else f"/namespaces/{namespace}"
+    scope = "" if kind in CLUSTER_SCOPED or not namespace else f"/namespaces/{namespace}"
     return "/".join(part for part in (f"{root}{scope}/{plural}", name, subresource) if part)
 
 

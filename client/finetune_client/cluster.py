@@ -42,9 +42,9 @@ class ClusterBackend:
         """One object; None if it does not exist."""
         return self.access.object(kind, self._namespace, name)
 
-    def objects(self, kind: str) -> list[Object]:
+    def objects(self, kind: str, selector: str = "", *, all_namespaces: bool = False) -> list[Object]:
         """All objects of a kind, read in pages."""
-        return self.access.objects(kind, self._namespace)
+        return self.access.objects(kind, "" if all_namespaces else self._namespace, selector)
 
     def apply(self, manifest: Object) -> Object:
         """Server-side apply; a field that the cluster's definitions would drop is refused.
@@ -97,14 +97,14 @@ class ClusterBackend:
 
     def events(self) -> list[Object]:
         """Events about our objects, not sorted."""
-        return self.access.objects(
-            "Event", self._namespace, fields={"involvedObject.apiVersion": API_VERSION}
-        )
+        return self.access.events(self._namespace)
 
-    def table(self, kind: str) -> Iterator[Object]:
-        """The server's table of a kind in pages: `columnDefinitions` and `rows` without their objects."""
-        query = {"limit": str(PAGE_ROWS), "includeObject": "None"}
-        return self.access.pages(path(kind, self._namespace), query, TABLE)
+    def table(self, kind: str, selector: str = "", *, all_namespaces: bool = False) -> Iterator[Object]:
+        """The server's table in pages; for one namespace its rows have no metadata."""
+        query = {"limit": str(PAGE_ROWS), "includeObject": "Metadata" if all_namespaces else "None"}
+        if selector:
+            query["labelSelector"] = selector
+        return self.access.pages(path(kind, "" if all_namespaces else self._namespace), query, TABLE)
 
     def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:
         """Lines of the pods of a run in the order of its stages, also of ended pods while they exist.

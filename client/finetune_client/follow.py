@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Poll a run until it reaches a state, and show it: redrawn on a terminal, otherwise one line per change."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,17 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.backend import Object
+from finetune_client.backend import Backend, Object
 from finetune_client.errors import OperationError
+from finetune_client.tables import printable
+from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
 from finetune_operator.status.conditions import find_condition
+from finetune_operator.status.prediction import predicted_column, took_column
 from finetune_operator.status.reasons import ConditionType
-
-if TYPE_CHECKING:
-    # The package `kubernetes` takes long to import, and local runs do not need it.
-    from finetune_client.access import Access
+from finetune_trainer.contract.accelerators import gibibytes
 
 State = Literal["waiting", "running", "done"]
 
@@ -75,9 +76,18 @@ class RunStatus:
     endpoint: InferenceDeployment | None
     events: tuple[RunEvent, ...]
     taken_at: datetime
+    checkpoint: Checkpoint | None = None
+    """The Checkpoint that the run evaluated, with its loss curve."""
 
     @classmethod
-    def of(cls, job: Object, endpoint: Object | None, events: Sequence[Object], now: datetime) -> "RunStatus":
+    def of(
+        cls,
+        job: Object,
+        endpoint: Object | None,
+        events: Sequence[Object],
+        now: datetime,
+        checkpoint: Object | None = None,
+    ) -> "RunStatus":
         """Create the status from the objects of the API server, without events from before the run."""
         run = FineTuneJob.model_validate(job)
         since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
@@ -86,6 +96,7 @@ class RunStatus:
             InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
             _run_events(events, since),
             now,
+            Checkpoint.model_validate(checkpoint) if checkpoint is not None else None,
         )
 
     def condition(self, type_: ConditionType) -> Condition | None:
@@ -137,16 +148,36 @@ class RunStatus:
         for type_ in ACTIVITY_CONDITIONS:
             condition = self.condition(type_)
             if condition is not None:
-                return f"{condition.reason}: {condition.message}" if condition.message else condition.reason
+                text = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
+                return printable(text)
         return "not reconciled yet"
+
+    @property
+    def figures(self) -> str:
+        """What training takes: the prediction, and what it took or uses now; empty without a prediction."""
+        prediction, progress = self.job.status.prediction, self.job.status.progress
+        if prediction is None:
+            return ""
+        parts = [f"predicted {predicted_column(prediction)}"]
+        if took := took_column(prediction):
+            parts.append(f"took {took}")
+        elif progress is not None and progress.device_memory_bytes is not None:
+            parts.append(f"uses {gibibytes(progress.device_memory_bytes)} GiB")
+        return "  ".join(parts)
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The recorded curve of the training loss; empty until the Checkpoint exists."""
+        curve = self.checkpoint.spec.loss_curve if self.checkpoint is not None else None
+        return tuple(point.train for point in curve or ())
 
     def _detail(self, name: str) -> str:
         progress = self.job.status.progress
         status = self.job.status
         if name == "prepare":
-            return status.resolved.dataset_version or ""
+            return printable(status.resolved.dataset_version or "")
         if name == "evaluate" and status.evaluation is not None:
-            return "; ".join(gate.message for gate in status.evaluation.gates)
+            return printable("; ".join(gate.message for gate in status.evaluation.gates))
         if progress is None or progress.stage != name or not progress.total_steps:
             return ""
         parts = [f"step {progress.step}/{progress.total_steps}"]
@@ -161,11 +192,8 @@ class RunStatus:
             return ""
         status = self.endpoint.status
         new = next((each.name for each in status.revisions if each.state == "RollingOut"), None)
-        return (
-            f"{status.revision} → {new}"
-            if new and status.revision not in ("", new)
-            else new or status.revision
-        )
+        both = f"{status.revision} → {new}"
+        return printable(both if new and status.revision not in ("", new) else new or status.revision)
 
 
 def true_condition(conditions: Sequence[Condition], type_: ConditionType) -> Condition | None:
@@ -179,20 +207,35 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
+BARS: Final = "▁▂▃▄▅▆▇█"
+MAX_BARS: Final = 32
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The last MAX_BARS finite values as bars between the lowest and the highest."""
+    shown = [value for value in values if math.isfinite(value)][-MAX_BARS:]
+    if len(shown) < 2:
+        return ""
+    low, high = min(shown), max(shown)
+    span = high - low or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
+
+
 def _run_events(events: Sequence[Object], since: datetime) -> tuple[RunEvent, ...]:
     ours = [
         event
         for event in events
         if event["involvedObject"].get("apiVersion") == API_VERSION
+        and event.get("lastTimestamp")
         and datetime.fromisoformat(event["lastTimestamp"]) >= since
     ]
     ours.sort(key=lambda event: (event["lastTimestamp"], int(event["metadata"]["resourceVersion"])))
     return tuple(
         RunEvent(
             key=event["metadata"]["uid"],
-            about=f"{event['involvedObject']['kind']} {event['involvedObject']['name']}",
-            reason=event.get("reason", ""),
-            message=event.get("message", ""),
+            about=printable(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}"),
+            reason=printable(event.get("reason", "")),
+            message=printable(event.get("message", "")),
             warning=event.get("type") == "Warning",
         )
         for event in ours
@@ -222,9 +265,29 @@ class View(Protocol):
     ) -> None: ...
 
 
-def create_view(console: Console, extra: Callable[[], str]) -> View:
-    """The view for the console; `extra` returns an additional line, or an empty text."""
-    return LiveView(console, extra) if console.is_terminal else LineView(console, extra)
+def create_view(console: Console, extra: Callable[[], str], *, explains: bool = False) -> View:
+    """The view for the console.
+
+    Args:
+        console: a terminal, or other output.
+        extra: returns an additional line, or an empty text.
+        explains: whether lines also have what the run waits for, and the prediction; a terminal always has.
+    """
+    return LiveView(console, extra) if console.is_terminal else LineView(console, extra, explains=explains)
+
+
+class LossHistory:
+    """Losses that progress reported while the run was watched, until the Checkpoint has the curve."""
+
+    def __init__(self) -> None:
+        self._by_step: dict[int, float] = {}
+
+    def add(self, status: RunStatus) -> Sequence[float]:
+        """The curve with the loss of this status."""
+        progress = status.job.status.progress
+        if progress is not None and progress.stage == "train" and progress.loss is not None:
+            self._by_step[progress.step] = progress.loss
+        return status.losses or [loss for _, loss in sorted(self._by_step.items())]
 
 
 class LiveView:
@@ -234,9 +297,10 @@ class LiveView:
         self._console = console
         self._extra = extra
         self._live = Live(console=console)
+        self._losses = LossHistory()
 
     def show(self, status: RunStatus) -> None:
-        self._live.update(render(status, self._extra()))
+        self._live.update(render(status, self._extra(), self._losses.add(status)))
 
     def __enter__(self) -> Self:
         # A Live that has ended cannot be started again.
@@ -253,11 +317,13 @@ class LiveView:
 class LineView:
     """Prints one line per event and per change of a stage, and progress every PROGRESS_SECONDS."""
 
-    def __init__(self, console: Console, extra: Callable[[], str]) -> None:
+    def __init__(self, console: Console, extra: Callable[[], str], *, explains: bool = False) -> None:
+        self._explains = explains
         self._console = console
         self._extra = extra
         self._printed_events: set[str] = set()
         self._states: dict[str, str] = {}
+        self._said = {"activity": "", "figures": ""}
         self._progress = ""
         self._next_progress = 0.0
 
@@ -270,6 +336,10 @@ class LineView:
             if stage.state != "waiting" and self._states.get(stage.name) != stage.state:
                 self._states[stage.name] = stage.state
                 self._print(_stage(stage))
+        for what, text in (("activity", status.activity), ("figures", status.figures)):
+            if self._explains and text != self._said[what]:
+                self._said[what] = text
+                self._print(escape(text))
         running = next((stage for stage in status.stages if stage.state == "running"), None)
         detail = "  ".join(part for part in (running.detail if running else "", self._extra()) if part)
         if running and detail and detail != self._progress and time.monotonic() >= self._next_progress:
@@ -288,8 +358,8 @@ class LineView:
         self._console.print(f"   {markup}", soft_wrap=True)
 
 
-def render(status: RunStatus, extra: str) -> RenderableType:
-    """Title, stages and newest events of a run."""
+def render(status: RunStatus, extra: str, losses: Sequence[float] = ()) -> RenderableType:
+    """Title, stages, loss curve, figures and newest events of a run."""
     stages = Table.grid(padding=(0, 1))
     for _ in range(4):
         stages.add_column()
@@ -299,9 +369,13 @@ def render(status: RunStatus, extra: str) -> RenderableType:
     created = status.job.metadata.creation_timestamp or status.taken_at
     age = duration((status.taken_at - created).total_seconds())
     title = Text.from_markup(
-        f"   [bold]FineTuneJob {status.job.name}[/]  [dim]{age}[/]  {escape(status.activity)}"
+        f"   [bold]FineTuneJob {escape(status.job.name)}[/]  [dim]{age}[/]  {escape(status.activity)}"
     )
     parts: list[RenderableType] = [title, stages]
+    if curve := sparkline(losses):
+        parts.append(Text(f"   loss {losses[0]:.3f} {curve} {losses[-1]:.3f}"))
+    if status.figures:
+        parts.append(Text(f"   {status.figures}"))
     parts += [Text.from_markup(f"   {_event(event)}") for event in status.events[-MAX_EVENTS:]]
     if extra:
         parts.append(Text.from_markup(f"   {escape(extra)}"))
@@ -315,7 +389,8 @@ def _stage(stage: StageLine) -> str:
 
 def _event(event: RunEvent) -> str:
     color = "red" if event.warning else "cyan"
-    return f"[dim]{event.about} ·[/] [{color}]{event.reason}[/] [dim]·[/] {escape(event.message)}"
+    about, reason = escape(event.about), escape(event.reason)
+    return f"[dim]{about} ·[/] [{color}]{reason}[/] [dim]·[/] {escape(event.message)}"
 
 
 POLL_SECONDS: Final = 1.0
@@ -336,15 +411,24 @@ class StalledError(OperationError):
 
 
 class Follower:
-    """Follows one run and the endpoint of its model line."""
+    """Follows one run and an endpoint.
 
-    def __init__(self, access: "Access", console: Console, namespace: str, job: str, endpoint: str) -> None:
-        self._access = access
-        self._namespace = namespace
+    Args:
+        backend: where they are.
+        console: where they are shown.
+        job: name of the FineTuneJob.
+        endpoint: name of the InferenceDeployment; empty selects one that follows the model line, if any.
+        explains: whether plain lines also have what the run waits for, and the prediction.
+    """
+
+    def __init__(
+        self, backend: Backend, console: Console, job: str, endpoint: str = "", *, explains: bool = False
+    ) -> None:
+        self._backend = backend
         self._job = job
         self._endpoint = endpoint
         self._extra: Callable[[], str] = lambda: ""
-        self._view = create_view(console, self._extra_line)
+        self._view = create_view(console, self._extra_line, explains=explains)
 
     def _extra_line(self) -> str:
         return self._extra()
@@ -355,11 +439,23 @@ class Follower:
         Raises:
             OperationError: the run was deleted.
         """
-        job = self._access.object("FineTuneJob", self._namespace, self._job)
-        if job is None:
+        found = self._backend.get("FineTuneJob", self._job)
+        if found is None:
             raise OperationError(f"FineTuneJob {self._job} was deleted")
-        endpoint = self._access.object("InferenceDeployment", self._namespace, self._endpoint)
-        return RunStatus.of(job, endpoint, self._access.events(self._namespace), now())
+        evaluation = found.get("status", {}).get("evaluation")
+        checkpoint = self._backend.get("Checkpoint", evaluation["checkpoint"]) if evaluation else None
+        events = self._backend.events()
+        return RunStatus.of(found, self._find_endpoint(found), events, now(), checkpoint)
+
+    def _find_endpoint(self, job: Object) -> Object | None:
+        if self._endpoint:
+            return self._backend.get("InferenceDeployment", self._endpoint)
+        line = job["spec"]["modelLine"]
+        for found in self._backend.objects("InferenceDeployment"):
+            models = found["spec"].get("models", ())
+            if any((model.get("follow") or {}).get("modelLine") == line for model in models):
+                return found
+        return None
 
     def until(self, done: Callable[[RunStatus], bool], extra: Callable[[], str] = lambda: "") -> RunStatus:
         """Show the run until `done` is true, and return that state.
@@ -397,14 +493,13 @@ class Follower:
             stalled = true_condition(status.endpoint.status.conditions, ConditionType.STALLED)
             if stalled is not None:
                 raise self._failure(
-                    status, f"InferenceDeployment {self._endpoint}: {stalled.reason}: {stalled.message}"
+                    status, f"InferenceDeployment {status.endpoint.name}: {stalled.reason}: {stalled.message}"
                 )
 
     def _failure(self, status: RunStatus, message: str) -> StalledError:
-        kubectl = f"kubectl -n {self._namespace}"
-        commands = (
-            f"{kubectl} describe finetunejob {self._job}",
-            f"{kubectl} describe inferencedeployment {self._endpoint}",
-            f"{kubectl} get pods",
-        )
-        return StalledError(message, commands, status)
+        kubectl = f"kubectl -n {self._backend.namespace}"
+        commands = [f"{kubectl} describe finetunejob {self._job}"]
+        endpoint = self._endpoint or (status.endpoint.name if status.endpoint is not None else "")
+        if endpoint:
+            commands.append(f"{kubectl} describe inferencedeployment {endpoint}")
+        return StalledError(message, (*commands, f"{kubectl} get pods"), status)

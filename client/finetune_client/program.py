@@ -37,6 +37,11 @@ ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
     Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("submit", "submitting", RUNS, "Apply manifests, and say what waits for what."),
+    Verb("ls", "listing", RUNS, "List runs."),
+    Verb("watch", "following", RUNS, "Show a run until it ends."),
+    Verb("wait", "following", RUNS, "Wait for a run, with exit codes for CI."),
+    Verb("logs", "following", RUNS, "Print the logs of a run's pods."),
     Verb("report", "results", RUNS, "Show scores, gates, findings and cost of a run."),
     Verb("compare", "results", RUNS, "Show runs side by side."),
     Verb("plot", "results", RUNS, "Draw the loss curves of runs."),

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune_client import tables
+from finetune_client.cluster import ClusterBackend
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.errors import OperationError
 from finetune_client.follow import Follower, RunStatus, StalledError, duration
@@ -131,7 +132,7 @@ class Story:
         load.raise_failures()
 
     def _follower(self, job: str) -> Follower:
-        return Follower(self._access, self._console, NAMESPACE, job, NAME)
+        return Follower(ClusterBackend(self._access, NAMESPACE), self._console, job, NAME)
 
     def _follow(
         self, follower: Follower, done: Callable[[RunStatus], bool], extra: Callable[[], str] = lambda: ""

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from finetune_client.backend import Backend, Object
-from finetune_client.comparison import Comparison
+from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
@@ -69,7 +69,7 @@ def compare(
     if len(dict.fromkeys(names)) < 2:
         raise OperationError("name at least two runs to compare", exit_code=ProgramExit.INVALID)
     backend = connect(namespace, context, kubeconfig, local)
-    made = Comparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
+    made = RunComparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
     if not _printed(made.to_json(), output):
         console().print(made.render())
 

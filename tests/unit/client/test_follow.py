@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from finetune_client.access import Access
 from finetune_client.backend import Object
+from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError
 from finetune_client.follow import Follower, LineView, RunStatus, StalledError, render
 from tests.unit.client.followedruns import NOW, condition, endpoint, event, job, snapshot
@@ -118,7 +119,7 @@ class Cluster(Access):
 
 
 def follow(cluster: Cluster, namespace: str = "team") -> Follower:
-    return Follower(cluster, Console(file=io.StringIO()), namespace, "routing", "routing")
+    return Follower(ClusterBackend(cluster, namespace), Console(file=io.StringIO()), "routing", "routing")
 
 
 STALLED = condition("Stalled", "OutOfMemory", "needs 2 GiB more")
