@@ -345,7 +345,7 @@ def start_problem(pod: Object, claim: str) -> tuple[str, bool]:
     if scheduled is not None and scheduled["status"] == "False":
         message = scheduled.get("message", "")
         return f"{message} ({scheduling_advice(pod, message)})", False
-    return f"its image is pulled and claim {claim} is mounted", False
+    return f"the node pulls its image or mounts claim {claim}", False
 
 
 def _events(backend: ClusterBackend, pod: str) -> list[str]:

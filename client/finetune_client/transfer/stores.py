@@ -160,7 +160,7 @@ def _bucket(scheme: str) -> object:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme)
+        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
         raise OperationError(

@@ -57,7 +57,7 @@ def files(request: pytest.FixtureRequest, store: Path) -> Iterator[Files]:
     if request.param == "folder":
         yield StoredFiles(str(store))
     elif request.param == "bucket":
-        yield BucketFiles(fsspec.filesystem("file"), str(store))
+        yield BucketFiles(fsspec.filesystem("memory"), str(store))
     else:
         process = ProcessFiles([sys.executable, *server_command(str(store))[1:]])
         yield process
