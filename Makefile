@@ -16,8 +16,8 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean \
-	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean venv-light \
+	python packages-environment packages-optional packages-peers packages prometheus programs .venv venv-keep build/docs/venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,8 @@ test-full: test ## Every test: every fault at every write of a chain, every way 
 test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster images) ## What needs programs of peers, such as vLLM; the results into docs/testing.md; PEERS="kueue flux", CACHED=1, MINUTES=20, ARGS choose
 	@$(RUN) -m tools.peers test $(foreach peer,$(PEERS),--peer $(peer)) $(if $(CACHED),--cached) $(if $(MINUTES),--minutes $(MINUTES)) -- $(ARGS)
 
-unit: packages-environment .venv ## The tests that need no cluster, in seconds
-	$(PYTEST) tests/unit -m "not full" $(ARGS)
+unit: packages-optional venv-keep ## The tests that need no cluster, in a minute; names what this machine cannot run
+	$(PYTEST) --no-fold-skipped tests/unit -m "not full" $(ARGS)
 
 trainer: packages prometheus .venv programs ## The trainer's tests: real processes, small models; ARGS="-k resume" chooses some
 	$(SUITE) tests/trainer -m "not full" $(ARGS)
@@ -61,11 +61,11 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 e2e: packages prometheus .venv cluster programs images ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
-verify: packages-environment .venv build/docs/venv ## Generated files, lint, types, import rules, tables, charts, workflows, the site
+verify: packages-optional venv-keep build/docs/venv ## Generated files, lint, types, import rules, tables, charts, workflows, the site
 	$(RUN) -m hack.generate --check
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	$(RUN) -m hack.typecheck
 	.venv/bin/lint-imports
 	$(PYTEST) --quiet tests/unit/test_tables.py
 	$(RUN) -m hack.charts
@@ -119,7 +119,7 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some
 	@$(RUN) -m tools.sizing $(or $(MODELS),--page)
 
-evaluation-tables: packages-environment .venv ## Rows for a claim, and the coverage of the intervals, into docs/evaluation.md
+evaluation-tables: packages-environment .venv ## Rows for a claim, and the coverage of the intervals, into docs/scores.md
 	@$(RUN) -m tools.evaluation --page
 
 docs: build/docs/venv ## The documentation as a site with search, in build/docs/html
@@ -135,13 +135,13 @@ build/docs/venv: python
 gpu-smoke: packages-environment .venv ## What only a GPU can show, into docs/benchmarks.md; STEPS="method-LoRA" for some
 	@PYTHONPATH=trainer_image $(RUN) -m tests.gpu $(or $(STEPS),--page)
 
-generate: packages-environment .venv ## Write the files that are generated from the code
+generate: packages-optional venv-keep ## Write the files that are generated from the code
 	$(RUN) -m hack.generate
 
 golden: packages-environment .venv ## Write the expected outputs of the golden tests anew, for review
 	UPDATE_GOLDEN=1 $(PYTEST) tests/unit/operator/test_reconcile_golden.py tests/trainer/test_tokens_templates.py
 
-format: packages-environment .venv ## Format the code and apply safe lint fixes
+format: packages-optional venv-keep ## Format the code and apply safe lint fixes
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
@@ -156,8 +156,17 @@ clean: cluster-down ## Remove the virtual environment, the cluster's state and w
 .venv: python
 	@$(PYTHON) -m tools.bootstrap.venv
 
+venv-light: packages-optional ## A .venv without PyTorch, for changes of the operator, the charts and the docs
+	@$(PYTHON) -m tools.bootstrap.venv --light
+
+venv-keep: python
+	@$(PYTHON) -m tools.bootstrap.venv --keep
+
 packages-environment: python
 	@$(PYTHON) -m tools.bootstrap.packages environment
+
+packages-optional: python
+	@$(PYTHON) -m tools.bootstrap.packages --optional environment
 
 packages-peers: python
 	@$(PYTHON) -m tools.bootstrap.packages environment peers

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from tools.bootstrap.skips import skip
 from tools.cluster import ClusterError, program
-from tools.cluster.toolchain import HELM, ensure
+from tools.cluster.toolchain import HELM, GoMissingError, ensure
 
 CHARTS: Final = Path(__file__).resolve().parent.parent / "charts"
 
@@ -20,6 +21,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         ensure((HELM,))
+    except GoMissingError as error:
+        return skip("the charts", f"Helm is not built. {error}")
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,15 +8,18 @@ import logging
 import subprocess
 import sys
 
+from tools.bootstrap.skips import skip
 from tools.bootstrap.uv import ROOT
 from tools.cluster import ClusterError, program
-from tools.cluster.toolchain import ACTIONLINT, ensure
+from tools.cluster.toolchain import ACTIONLINT, GoMissingError, ensure
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         ensure((ACTIONLINT,))
+    except GoMissingError as error:
+        return skip("the workflows", f"actionlint is not built. {error}")
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1

@@ -87,8 +87,9 @@ class BaseRelease:
         if not done.exists():
             uv = Uv()
             uv.run("venv", "--quiet", "--clear", "--python", sys.executable, home)
-            requirements = [f"--requirement={self.folder / each}" for each in PROCESS_PINS]
-            uv.run("pip", "install", "--quiet", "--require-hashes", *requirements, VIRTUAL_ENV=str(home))
+            # The pins override requirements of packages, so they are installed without resolving them again.
+            pins = [self.folder / each for each in PROCESS_PINS]
+            uv.run("pip", "sync", "--quiet", "--require-hashes", *pins, VIRTUAL_ENV=str(home))
             done.touch()
         return home / "bin" / "python"
 
@@ -96,7 +97,8 @@ class BaseRelease:
     def contract(self) -> int:
         """Version of the contract that the tree speaks."""
         code = "from finetune_trainer.contract.base import CONTRACT_VERSION; print(CONTRACT_VERSION)"
-        command = [str(self.python), "-c", code]
+        # The contract needs pydantic only, so this does not install the packages that the tree pins.
+        command = [sys.executable, "-c", code]
         return int(subprocess.run(command, env={**self.environment}, capture_output=True, check=True).stdout)
 
     def chart(self, name: str) -> Path:

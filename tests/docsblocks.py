@@ -10,6 +10,7 @@ ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "ROADMAP.md",
     *sorted(path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*.md")),
 ]
 BLOCK: Final = re.compile(

@@ -5,6 +5,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.analysis import AnalyzeResult
 from finetune_trainer.contract.configs import (
     CONFIG_ADAPTER,
@@ -23,7 +24,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
 from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
-from finetune_trainer.contract.prediction import DeviceFacts, Prediction
+from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import (
     CheckpointResult,
     DataStatistics,

@@ -9,8 +9,8 @@ from typing import Final, get_args
 from finetune_client.access import APPLY, MERGE, TABLE, Access, path
 from finetune_client.backend import LogLine, Object
 from finetune_client.errors import OperationError, ProgramExit
+from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.manifests.labels import RUN, STAGE
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -27,11 +27,13 @@ class Endpoint:
         url: base URL for clients.
         how: description of the route to it.
         proxied: whether requests pass the API server, which accepts no foreign API key.
+        key: API key of the endpoint; empty if it needs none.
     """
 
     url: str
     how: str
     proxied: bool = False
+    key: str = ""
 
     def client(self, max_retries: int = 0, on_shed: Callable[[], None] | None = None) -> OpenAI:
         """A client, by default without retries, so that each failed attempt is visible.
@@ -49,7 +51,7 @@ class Endpoint:
         }
         return OpenAI(
             base_url=self.url,
-            api_key="none",
+            api_key=self.key or "none",
             max_retries=max_retries,
             timeout=REQUEST_SECONDS,
             # Requests to addresses of the cluster must not use this machine's HTTP proxy.
@@ -62,27 +64,45 @@ def _without_key(request: Any) -> None:
 
 
 @contextmanager
-def open_endpoint(access: Access, service: str, namespace: str) -> Iterator[Endpoint]:
+def open_endpoint(access: Access, service: str, namespace: str, key: str = "") -> Iterator[Endpoint]:
     """The endpoint behind a Service, reachable during the block.
 
+    Args:
+        access: kubectl and API requests.
+        service: name of the Service.
+        namespace: its namespace.
+        key: API key, which the API server would take for its own: with one, requests go through a port that
+            kubectl forwards.
+
     Raises:
-        OperationError: kubectl proxy did not start.
+        OperationError: kubectl did not open the route.
     """
     address, port = access.service_address(namespace, service)
     if _accepts_connections(address, port):
-        yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}")
-        return
-    command = access.kubectl_command("proxy", "--port=0")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
+        yield Endpoint(f"http://{address}:{port}/v1", f"the Service's address {address}", key=key)
+    elif key:
+        arguments = ("port-forward", f"--namespace={namespace}", f"service/{service}", f":{port}")
+        with _running(access, *arguments, "--address=127.0.0.1") as local:
+            yield Endpoint(f"http://{local}/v1", "a port that kubectl forwards", key=key)
+    else:
+        with _running(access, "proxy", "--port=0") as local:
+            path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
+            yield Endpoint(f"http://{local}/{path}", "the API server's proxy", proxied=True)
+
+
+@contextmanager
+def _running(access: Access, *arguments: str) -> Iterator[str]:
+    """Run kubectl during the block; the address on the loopback that its first line names."""
+    command = access.kubectl_command(*arguments)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            line = proxy.stdout.readline() if proxy.stdout is not None else ""
+            line = process.stdout.readline() if process.stdout is not None else ""
             match = re.search(r"127\.0\.0\.1:\d+", line)
             if match is None:
-                raise OperationError(f"kubectl proxy did not start: {line.strip()}")
-            path = f"api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/v1"
-            yield Endpoint(f"http://{match.group()}/{path}", "the API server's proxy", proxied=True)
+                raise OperationError(f"kubectl {arguments[0]} did not start: {line.strip()}")
+            yield match.group()
         finally:
-            proxy.terminate()
+            process.terminate()
 
 
 def _accepts_connections(address: str, port: int) -> bool:

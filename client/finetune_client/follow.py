@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.access import Access
 from finetune_client.backend import Object
 from finetune_client.errors import OperationError
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -22,6 +21,10 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
 from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType
+
+if TYPE_CHECKING:
+    # The package `kubernetes` takes long to import, and local runs do not need it.
+    from finetune_client.access import Access
 
 State = Literal["waiting", "running", "done"]
 
@@ -335,7 +338,7 @@ class StalledError(OperationError):
 class Follower:
     """Follows one run and the endpoint of its model line."""
 
-    def __init__(self, access: Access, console: Console, namespace: str, job: str, endpoint: str) -> None:
+    def __init__(self, access: "Access", console: Console, namespace: str, job: str, endpoint: str) -> None:
         self._access = access
         self._namespace = namespace
         self._job = job

@@ -31,11 +31,26 @@ class Verb:
 
 
 FILES: Final = "Files"
+RUNS: Final = "Runs"
+DECISIONS: Final = "Decisions"
+ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
     Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("report", "results", RUNS, "Show scores, gates, findings and cost of a run."),
+    Verb("compare", "results", RUNS, "Show runs side by side."),
+    Verb("plot", "results", RUNS, "Draw the loss curves of runs."),
+    Verb("approve", "decisions", DECISIONS, "Approve a Checkpoint, which promotes it."),
+    Verb("reject", "decisions", DECISIONS, "Reject a Checkpoint and withdraw its promotion."),
+    Verb("rollback", "decisions", DECISIONS, "Return an endpoint to an earlier revision."),
+    Verb("cancel", "decisions", DECISIONS, "End a run for good."),
+    Verb("suspend", "decisions", DECISIONS, "Suspend a run, which frees its devices."),
+    Verb("resume", "decisions", DECISIONS, "Resume a suspended run."),
+    Verb("chat", "chat", ENDPOINTS, "Ask a served model, or two side by side."),
     Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
     Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
+    Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 

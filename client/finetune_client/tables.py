@@ -2,24 +2,33 @@
 """Tables of a run's scores, records and answers."""
 
 from collections.abc import Sequence
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.endpoint import ComparedAnswers
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import EvaluationStatus, Score
+from finetune_operator.status.conditions import CONTROLS
 from finetune_trainer.contract.vocabulary import Subject
+
+if TYPE_CHECKING:
+    # It takes a second to import, which only an endpoint needs.
+    from finetune_client.endpoint import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
 """Columns without line breaks, so that their values can be copied from the terminal."""
 DIGEST_LENGTH: Final = len("sha256:") + 12
 PLAIN_WIDTH: Final = 110
 """Width in characters when output is not a terminal."""
+
+
+def printable(text: str) -> str:
+    """The text with a replacement for each character that controls a terminal."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def console() -> Console:
@@ -58,7 +67,7 @@ def records(versions: Sequence[DatasetVersion], checkpoints: Sequence[Checkpoint
     return table
 
 
-def answers(title: str, answered: Sequence[ComparedAnswers]) -> Table:
+def answers(title: str, answered: "Sequence[ComparedAnswers]") -> Table:
     """Questions with the answers of both models side by side."""
     table = _table(title, "question", "base", "tuned", "expected")
     table.show_lines = True

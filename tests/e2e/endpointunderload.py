@@ -13,7 +13,7 @@ from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
-from finetune_operator.manifests.labels import REVISION, RUN
+from finetune_operator.api.labels import REVISION, RUN
 from tests.e2e import manifests
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of
 from tests.waiting import eventually

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from finetune_client.access import Access
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import RUN, STAGE
+from finetune_operator.api.labels import RUN, STAGE
 from tests.e2e.manifests import OWN
 from tests.waiting import eventually
 from tools.demo.install import RELEASE, SYSTEM

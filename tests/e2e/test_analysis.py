@@ -16,7 +16,7 @@ import yaml
 from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import ANALYZED, RUN
+from finetune_operator.api.labels import ANALYZED, RUN
 from tests.e2e import manifests
 from tests.e2e.newconnections import client_of
 from tests.e2e.poddiscovery import discovery_of

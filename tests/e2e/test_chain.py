@@ -5,7 +5,7 @@ import pytest
 
 from finetune_client.backend import Object
 from finetune_client.endpoint import ask, open_endpoint
-from finetune_operator.manifests.labels import STAGE
+from finetune_operator.api.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.manifests import GPU
 from tests.e2e.pods import Keeper

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import STAGE
+from finetune_operator.api.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of

@@ -7,7 +7,8 @@ from typing import Any, Final
 import pytest
 
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import ISOLATED, RUN, STAGE
+from finetune_operator.api.labels import RUN, STAGE
+from finetune_operator.manifests.labels import ISOLATED
 from finetune_trainer.contract.environment import SCRATCH_MOUNT
 from finetune_trainer.contract.results import OUTLOOKS
 from tests.e2e import manifests

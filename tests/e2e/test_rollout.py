@@ -10,7 +10,7 @@ from openai import DEFAULT_MAX_RETRIES
 
 from finetune_client.backend import Object
 from finetune_client.endpoint import Endpoint, ask, open_endpoint
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from tests.busyloops import busy_loops
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from tests.gpu.errors import GPUCheckFailed, StepNotPossible
 from tests.gpu.scene import GPUFigures, Scene
 

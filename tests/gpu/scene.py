@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from finetune_trainer.contract.accelerators import DeviceFacts, find_card
 from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, StageConfig, TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import LABELLED, OBJECTIVES, PAIRS, Method
-from finetune_trainer.contract.prediction import DeviceFacts, find_card
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
 from finetune_trainer.rows import Row

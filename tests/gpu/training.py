@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Final
 
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.prediction import GIBIBYTE
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode

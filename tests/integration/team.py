@@ -13,6 +13,28 @@ FOLLOWS: Object = {"name": "routing", "follow": {"modelLine": "ticket-routing"}}
 SETTLES_SECONDS = 60
 
 
+def checkpoint(namespace: str, name: str) -> Object:
+    """A Checkpoint of the line `ticket-routing` whose run does not exist."""
+    spec = {
+        "modelLine": "ticket-routing",
+        "digest": digest(name),
+        "type": "Adapter",
+        "step": 40,
+        "epoch": 2,
+        "uri": weights(name),
+        "lineage": {
+            "baseModel": {"uri": "pvc://models/tiny", "digest": BASE},
+            "datasetVersion": "tickets-1a2b3c4d5e6f",
+            "job": {"name": "gone", "uid": "gone"},
+            "method": {"objective": "SFT", "type": "LoRA"},
+            "adapter": {"r": 16},
+            "hyperparameters": manifests.HYPERPARAMETERS,
+            "trainerImage": "registry.example/trainer:1",
+        },
+    }
+    return manifests.of("Checkpoint", namespace, name, spec)
+
+
 class Team:
     """A team in one namespace."""
 
@@ -23,24 +45,7 @@ class Team:
 
     def record(self, name: str) -> None:
         """Create a Checkpoint without its run, as after a restore or a cleanup."""
-        spec = {
-            "modelLine": "ticket-routing",
-            "digest": digest(name),
-            "type": "Adapter",
-            "step": 40,
-            "epoch": 2,
-            "uri": weights(name),
-            "lineage": {
-                "baseModel": {"uri": "pvc://models/tiny", "digest": BASE},
-                "datasetVersion": "tickets-1a2b3c4d5e6f",
-                "job": {"name": "gone", "uid": "gone"},
-                "method": {"objective": "SFT", "type": "LoRA"},
-                "adapter": {"r": 16},
-                "hyperparameters": manifests.HYPERPARAMETERS,
-                "trainerImage": "registry.example/trainer:1",
-            },
-        }
-        self.api.create(manifests.of("Checkpoint", self.namespace, name, spec))
+        self.api.create(checkpoint(self.namespace, name))
 
     def judge(self, checkpoint: str, state: str | None, reason: str = "") -> None:
         """Approve or reject a Checkpoint; without a state, withdraw that."""

@@ -18,8 +18,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_operator import manifests
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.meta import NAME_LIMIT
-from finetune_operator.manifests.labels import LABEL_VALUE_LIMIT, STAGE
+from finetune_operator.manifests.labels import LABEL_VALUE_LIMIT
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.results import CheckpointResult, StageResult

@@ -3,7 +3,8 @@
 
 from copy import deepcopy
 
-from finetune_operator.manifests.labels import OPERATOR, RECORDED_AT
+from finetune_operator.api.labels import OPERATOR
+from finetune_operator.manifests.labels import RECORDED_AT
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of

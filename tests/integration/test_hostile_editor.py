@@ -17,20 +17,18 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from finetune_operator.manifests.labels import (
+from finetune_operator.api.labels import (
     ANALYZED,
-    CREATED_SPEC,
-    DEVICES,
     MANAGED_BY,
     OPERATOR,
     OWNER_KIND,
     OWNER_NAME,
     PROFILE,
-    RECORDED_RUN,
     REVISION,
     RUN,
     STAGE,
 )
+from finetune_operator.manifests.labels import CREATED_SPEC, DEVICES, RECORDED_RUN
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.fakekubelet import FakeKubelet

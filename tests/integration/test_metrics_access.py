@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 import pytest
 
-from finetune_operator.report import certificate
+from finetune_operator.engine.http_server import Certificate, make_certificate
 from tests.integration.api import Api, path_of
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
@@ -19,8 +19,8 @@ SERVICE: Final = "finetune-operator-metrics"
 ROLES: Final = "/apis/rbac.authorization.k8s.io/v1"
 
 
-def new_certificate(namespace: str) -> certificate.Certificate:
-    return certificate.make(SERVICE, namespace, datetime.now(UTC))
+def new_certificate(namespace: str) -> Certificate:
+    return make_certificate(SERVICE, namespace, datetime.now(UTC))
 
 
 class Scrapes:
@@ -102,7 +102,7 @@ def test_only_callers_with_the_right_read_the_metrics(api: Api, namespace: str, 
 def test_a_certificate_of_the_platform_is_used_and_renewed_in_place(
     api: Api, namespace: str, operators: Operators, tmp_path: Path
 ) -> None:
-    def write(made: certificate.Certificate) -> ssl.SSLContext:
+    def write(made: Certificate) -> ssl.SSLContext:
         (tmp_path / "tls.crt").write_text(made.certificate)
         (tmp_path / "tls.key").write_text(made.key)
         return ssl.create_default_context(cadata=made.ca)

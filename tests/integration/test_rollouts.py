@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api, Object
 from tests.integration.operators import Operators

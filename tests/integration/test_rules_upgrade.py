@@ -71,7 +71,7 @@ def run(name: str, spec: Object) -> Object:
 
 
 def accepted(api: Api, manifest: Object) -> bool:
-    return try_create(api, manifest).accepted
+    return try_create(api, manifest, same_offline=False).accepted
 
 
 def refused(api: Api, manifest: Object) -> bool:

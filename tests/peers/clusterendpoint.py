@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.store import open_store

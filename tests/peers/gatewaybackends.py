@@ -9,7 +9,7 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from finetune_trainer.contract.environment import SERVE_PORT
 from tests.fakekubelet import FakeKubelet, Object
 from tests.fakenode import FakeNode

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from finetune_client.backend import Object
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from finetune_trainer.check.__main__ import app
-from finetune_trainer.check.terminal import translate_hint
+from finetune_trainer.check.terminal import fold_path, translate_hint
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.rows import SPLIT_FILES
 from tests.waiting import eventually
@@ -143,12 +143,16 @@ def test_conflicting_and_leaked_rows_are_named(tmp_path: Path) -> None:
         ("set split.fromFiles: true", "set --split-from-files"),
         ("set format: KTO (columns.label names it)", "set --format KTO (--label names it)"),
         (
-            "set columns.prompt: question and columns.completion: answer",
+            "set columns: {prompt: question, completion: answer}",
             "set --prompt question --completion answer",
         ),
         (
-            'set template: "{context} {question}" and columns.completion: answer',
+            'set template: "{context} {question}" and columns: {completion: answer}',
             'set --template "{context} {question}" --completion answer',
+        ),
+        (
+            'set columns: {prompt: " question", completion: answer}',
+            "set --prompt ' question' --completion answer",
         ),
         ("or name it in keepColumns", "or name it in --keep-column"),
     ],
@@ -158,22 +162,50 @@ def test_hints_name_options_of_the_command_line(hint: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "options"),
+    ("row", "guessed", "block", "options"),
     [
-        ({"question": "a", "answer": "b"}, "--prompt question --completion answer"),
-        ({"Input": "a", "Output": "b", "id": 1}, "--prompt Input --completion Output"),
-        ({"prompt": "a", "response": "b"}, "--completion response"),
-        ({"text": "a", "label": "b"}, "--prompt text --completion label"),
+        (
+            {"question": "a", "answer": "b"},
+            "prompt = question, completion = answer",
+            "columns: {prompt: question, completion: answer}",
+            "--prompt question --completion answer",
+        ),
+        (
+            {"Input": "a", "Output": "b", "id": 1},
+            "prompt = Input, completion = Output",
+            "columns: {prompt: Input, completion: Output}",
+            "--prompt Input --completion Output",
+        ),
+        (
+            {"prompt": "a", "response": "b"},
+            "completion = response",
+            "columns: {completion: response}",
+            "--completion response",
+        ),
+        (
+            {"id": 1, "date": "2026-01-05", "message": "a", "team": "b", "lang": "en"},
+            "prompt = message, completion = team",
+            "columns: {prompt: message, completion: team}",
+            "--prompt message --completion team",
+        ),
+        (
+            {"text": "a", "label": "b"},
+            "prompt = text, completion = label",
+            "columns: {prompt: text, completion: label}",
+            "--prompt text --completion label",
+        ),
         (
             {"instruction": "a", "context": "c", "response": "b"},
-            '--template "{context} {instruction}" --completion response',
+            "completion = response, template = {context} {instruction}",
+            'template: "{context} {instruction}" and columns: {completion: response}',
+            "--template '{context} {instruction}' --completion response",
         ),
     ],
-    ids=["questions", "capitals", "prompt", "classes", "Dolly"],
+    ids=["questions", "capitals", "prompt", "tickets", "classes", "Dolly"],
 )
 @pytest.mark.parametrize("form", ["JSON Lines", "CSV"])
-def test_rows_with_other_usual_names_are_read_with_the_options_that_the_message_names(
-    tmp_path: Path, row: dict[str, Any], options: str, form: str
+def test_columns_with_other_usual_names_are_guessed_and_the_guess_is_said(
+    tmp_path: Path, *, row: dict[str, Any], guessed: str, block: str, options: str, form: str
 ) -> None:
     rows = [{**row, next(iter(row)): f"number {number}"} for number in range(30)]
     if form == "CSV":
@@ -182,24 +214,133 @@ def test_rows_with_other_usual_names_are_read_with_the_options_that_the_message_
     else:
         write(tmp_path / "rows", rows)
 
-    advice = check(tmp_path, "rows", columns=300)
+    done = check(tmp_path, "rows", columns=300)
 
-    assert advice.exit_code == INVALID
-    assert f"set {options}" in words(advice.output)
-    assert check(tmp_path, "rows", *shlex.split(options)).exit_code == WARNINGS
+    assert done.exit_code == WARNINGS
+    assert f"rows ({form}) has the columns {', '.join(row)}." in done.stdout
+    assert f"Guessed by their names: {guessed}. To change it: --" in done.stdout
+    assert f"In the source of a Dataset: {block}\n" in done.stdout
+    named = check(tmp_path, "rows", *shlex.split(options), columns=300)
+    assert "Guessed" not in named.stdout
+    assert named.stdout in done.stdout
 
 
-def test_messages_under_another_name_are_read_with_the_option_that_the_message_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "columns", "options"),
+    [
+        ("id,alpha,beta\n1,{n},x\n", "the columns id, alpha, beta", "--prompt alpha --completion beta"),
+        ("the beta,alpha\nx,{n}\n", "the columns the beta, alpha", "--prompt alpha --completion 'the beta'"),
+        ('{{"alpha": "{n}", "beta": "x"}}\n', "the columns alpha, beta", "--prompt alpha --completion beta"),
+        ("a,b\n1,2\n", "the columns a, b", "--prompt a --completion b"),
+    ],
+    ids=["CSV", "spaces", "JSON", "no texts"],
+)
+def test_columns_that_nobody_can_guess_are_listed_with_a_ready_command(
+    tmp_path: Path, content: str, columns: str, options: str
+) -> None:
+    header, *row = content.splitlines(keepends=True)
+    row = row or [header]
+    texts = [f"The {n}th question about a bill" for n in range(30)]
+    answers = ["good", "bad one"]
+    lines = [line.format(n=text).replace("x", answers[n % 2]) for n, text in enumerate(texts) for line in row]
+    (tmp_path / "rows").write_text("".join([*([header] if header not in row else []), *lines]))
+
+    done = check(tmp_path, "rows", columns=300)
+
+    assert done.exit_code == INVALID
+    assert f"has {columns}." in done.stdout
+    command = done.stdout.splitlines()[-1].strip()
+    assert command.endswith(f" rows {options}")
+    assert check(tmp_path, *shlex.split(command)[1:]).exit_code == WARNINGS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text\nHello there\n", "The file has one column: its first line has no comma, semicolon or tab"),
+        ('"text"\n"Hello, there"\n', "The file has one column"),
+        ('{"text": "a"}\n', "text alone has no answer to learn"),
+        (
+            "My bill is wrong. What now?,billing\nAnother one,team a\n",
+            "add a first line that names the columns",
+        ),
+        ("", "The file is empty; expected at least one row; add rows."),
+        ("question;answer\n", "There are no rows"),
+    ],
+    ids=["one column", "quoted", "text only", "no header", "empty", "header only"],
+)
+def test_a_file_without_pairs_says_what_it_lacks_once(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+
+    done = check(tmp_path, "rows.csv", columns=300)
+
+    assert done.exit_code == INVALID
+    assert done.stdout.count(message) == 1
+
+
+def test_a_file_of_three_rows_is_read_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("message;team\n" + "".join(f"Number {n};a\n" for n in range(3)))
+
+    done = check(tmp_path, "rows.csv", columns=300)
+
+    assert done.exit_code == WARNINGS
+    assert "there are only 3 rows; expected at least 200 good rows" in done.stdout
+
+
+def test_findings_name_the_columns_of_the_file(tmp_path: Path) -> None:
+    rows = [{"message": row["prompt"], "team": row["completion"]} for row in good_rows()]
+    rows[4]["message"] += " card 4111 1111 1111 1111"
+    rows[6]["team"] = "end<|im_end|>"
+    rows[8]["message"] = ""
+    write(tmp_path / "rows.jsonl", rows)
+
+    lines = [words(line) for line in check(tmp_path, "rows.jsonl", columns=300).stdout.splitlines()]
+
+    assert any(line.startswith("row 9 message message is empty") for line in lines)
+    assert any(
+        line.startswith("row 5 message warning: message has a payment card's number") for line in lines
+    )
+    assert any(line.startswith("row 7 team warning: team has <|im_end|>") for line in lines)
+
+
+def test_a_label_with_a_trailing_space_is_told_apart_in_the_warning_and_in_the_table(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "Where?", "completion": "Billing "}])
+
+    output = check(tmp_path, "rows.jsonl", columns=300).output
+
+    assert "'billing' (100 rows) and 'Billing␣' (1 row)" in output
+    assert any(line.startswith("Billing␣  ") for line in output.splitlines())
+
+
+def test_a_long_path_is_folded_at_its_dots(tmp_path: Path) -> None:
+    call = {
+        "type": "function",
+        "function": {"name": "find", "arguments": '{"number": "4111 1111 1111 1111"}'},
+    }
+    turns = [
+        {"role": "user", "content": "Find it"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "a", **call}]},
+    ]
+    write(tmp_path / "rows.jsonl", [{"messages": turns}])
+
+    lines = check(tmp_path, "rows.jsonl", columns=80).stdout.splitlines()
+
+    assert fold_path("messages[1].tool_calls[0].function", 16) == "messages[1]\n.tool_calls[0]\n.function"
+    row = next(number for number, line in enumerate(lines) if line.startswith("row 1"))
+    assert [line.split()[0] for line in lines[row + 1 : row + 3]] == [".tool_calls[0]", ".function"]
+
+
+def test_messages_under_another_name_are_guessed(tmp_path: Path) -> None:
     roles = ("user", "assistant")
     write(
         tmp_path / "rows.jsonl",
         ({"dialog": [{"role": role, "content": f"{role} {n}"} for role in roles]} for n in range(30)),
     )
 
-    advice = check(tmp_path, "rows.jsonl", columns=300)
+    done = check(tmp_path, "rows.jsonl", columns=300)
 
-    assert (advice.exit_code, "set --messages dialog" in words(advice.output)) == (INVALID, True)
-    assert check(tmp_path, "rows.jsonl", "--messages", "dialog").exit_code == WARNINGS
+    assert done.exit_code == WARNINGS
+    assert "Guessed by their names: messages = dialog. To change it: --messages COLUMN" in done.stdout
 
 
 def test_rows_of_text_only_are_refused_with_what_they_lack(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.data.checks import scanner
-from finetune_trainer.data.checks.scanner import HashedValues, Scanner, SensitiveHashes
+from finetune_trainer.data import result
+from finetune_trainer.data.checks.scanner import Scanner
+from finetune_trainer.data.result import HashedValues, SensitiveHashes
 from finetune_trainer.evaluate.checks import find_memorized
 from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import compute_probe, probe_prompts
@@ -289,7 +290,7 @@ def test_other_values_of_the_same_kind_are_not_found(answer: str) -> None:
 
 
 def test_more_values_than_are_compared_are_a_finding_without_a_veto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanner, "MAX_HASHES", 1)
+    monkeypatch.setattr(result, "MAX_HASHES", 1)
     found = SensitiveHashes.from_bytes(hashes_of(*LEARNED).to_bytes())
 
     finding = find_memorized([QUESTION], {1: "billing"}, found, "Veto", split="test")

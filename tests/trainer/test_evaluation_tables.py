@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/evaluation.md about intervals."""
+"""The tables of docs/scores.md about intervals."""
 
 from tools.bench.page import END
 from tools.evaluation import intervals

@@ -12,7 +12,11 @@ import pytest
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs import CollectConfig, EvaluateConfig
-from finetune_trainer.contract.environment import CONFIG_ENV, MAX_TERMINATION_MESSAGE_BYTES
+from finetune_trainer.contract.environment import (
+    CONFIG_ENV,
+    MAX_TERMINATION_MESSAGE_BYTES,
+    TERMINATION_MESSAGE_ENV,
+)
 from finetune_trainer.contract.evaluation import AnswerEngine, CheckFinding, GateEvidence, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.results import (
@@ -435,6 +439,18 @@ def test_last_words_go_where_the_kubelet_looks_and_nowhere_else(tmp_path: Path) 
     termination.write("ü" * 3000, path)
 
     assert path.read_text() == "ü" * (MAX_TERMINATION_MESSAGE_BYTES // 2)
+
+
+def test_outside_a_pod_last_words_go_to_the_named_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "message"
+    monkeypatch.setenv(TERMINATION_MESSAGE_ENV, str(path))
+
+    termination.write("the rows have no prompt", tmp_path / "termination-log")
+
+    assert path.read_text() == "the rows have no prompt"
+    assert not (tmp_path / "termination-log").exists()
 
 
 def test_the_command_explains_itself() -> None:

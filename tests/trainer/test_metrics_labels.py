@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.measure import MeasuredRow
+from finetune_trainer.evaluate.measure import MeasuredRow, label_names
 from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.scoring.metric_scope import MetricScope

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from finetune_trainer.model.loading import fix_magnitudes
+from finetune_trainer.model.dora import fix_magnitudes
 
 
 def llama() -> PreTrainedModel:

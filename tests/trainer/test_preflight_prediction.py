@@ -11,9 +11,9 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoConfig, LlamaConfig, PreTrainedModel
 from typing_extensions import override
 
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.estimate import prediction

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.contract.environment import PROGRESS_ENV
 from finetune_trainer.contract.references import Owner, ReportTarget
 from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.runtime.progress import Reporter
@@ -17,6 +18,20 @@ from tests.trainer.certificates import certificate
 
 OWNER = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="0f0f")
 DEADLINE_SECONDS = 30
+
+
+def test_outside_a_pod_the_newest_progress_is_in_the_named_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "progress"
+    monkeypatch.setenv(PROGRESS_ENV, str(path))
+    reporter = Reporter(None, OWNER, "train")
+
+    for step in (1, 2):
+        reporter.progress(Progress(step=step, total_steps=3, loss=0.5))
+
+    assert Progress.model_validate_json(path.read_text()) == Progress(step=2, total_steps=3, loss=0.5)
+    assert [each.name for each in tmp_path.iterdir()] == ["progress"]
 
 
 class Endpoint:

@@ -120,7 +120,7 @@ def test_a_description_shows_its_default_its_addresses_as_code_and_its_guide() -
 
 def test_the_fields_of_an_object_have_the_guide_of_the_object_around_it() -> None:
     _, _, section = _page("FineTuneJob").partition("### `spec.evaluation.tasks[].configMapRef`\n")
-    assert "Guide: [Evaluation: General ability]" in section.partition("\n- ")[0]
+    assert "Guide: [Judges, custom metrics and tasks: General ability]" in section.partition("\n- ")[0]
 
 
 def test_objects_with_equal_fields_are_described_once() -> None:

@@ -7,9 +7,6 @@ import pytest
 
 from finetune_operator.runtime.settings import Settings
 from tests.unit.test_chart_templates import Manifest, helm, named, rendered
-from tools.cluster.toolchain import program
-
-pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is not built: run `make cluster`")
 
 OWN_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
 

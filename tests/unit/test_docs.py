@@ -13,9 +13,9 @@ import yaml
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.status import explanations
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.serve import constraint_limits
 from hack.api_page import FENCED, headings
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "ROADMAP.md",
     ROOT / "hack" / "README.md",
     *sorted(path for folder in ("docs", "tests", "tools") for path in (ROOT / folder).rglob("*.md")),
 ]

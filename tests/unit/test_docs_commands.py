@@ -73,7 +73,7 @@ def test_the_commands_for_a_laptop_do_what_their_page_says(page: str, tmp_path: 
     # jq reads the report that the other commands write, so it runs last.
     for command in sorted(commands, key=lambda line: line.startswith("jq")):
         if command.startswith("jq") and shutil.which("jq") is None:
-            continue
+            pytest.skip(f"jq is not installed: of {page}, only `{command}` was not run")
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=tmp_path,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.manifests.labels import ANALYZED
+from finetune_operator.api.labels import ANALYZED
 from finetune_operator.stage_table import STAGES, find_row
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.unit.operator.goldencases import GOLDEN, reviewed

@@ -18,12 +18,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.api.meta import Model
+from finetune_operator.api.meta import Model, find_unimplemented
 from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.trainer_config import StageInputs
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import METHODS as ALL_METHODS
 from finetune_trainer.contract.method import Method
@@ -32,7 +31,6 @@ from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
-from finetune_trainer.preflight.method_checks import check_method, resolve_preference
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 from tools.demo.install import PROFILE as DEMO
@@ -403,6 +401,8 @@ def test_generated_rows_are_only_trained_on_and_the_one_that_repeats_a_test_row_
 
 
 def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) -> None:
+    from finetune_trainer.preflight.method_checks import check_method, resolve_preference
+
     datasets = {
         manifest["metadata"]["name"]: Dataset.model_validate(manifest)
         for manifest in yaml.safe_load_all((METHODS / "datasets.yaml").read_text())

@@ -13,13 +13,10 @@ from tests.chartvalues import documented_values
 from tests.unit.operator.goldencases import GOLDEN, reviewed
 from tests.unit.test_alerts import RECORDING_FILE, RULES_FILE, promtool
 from tests.unit.test_chart_templates import Manifest, named, rendered
-from tools.cluster.toolchain import program
 
 ROOT = Path(__file__).parents[2]
 SCRAPES = ROOT / "docs" / "prometheus.yaml"
 DASHBOARDS = sorted((ROOT / "charts" / "finetune-operator" / "dashboards").glob("*.json"))
-
-pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is not built: run `make cluster`")
 
 OPERATOR = "finetune-operator"
 EXPECTED = {

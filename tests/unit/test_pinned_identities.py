@@ -20,7 +20,6 @@ from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, PrepareConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
-from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.unit.operator.endpoints import endpoint
 
 OWNER = {"kind": "FineTuneJob", "namespace": "team", "name": "tone", "uid": "0f0f"}
@@ -253,6 +252,8 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
         }
     )
     assert isinstance(config, TrainConfig)
+    from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
+
     fingerprint = Fingerprint.of(config)
 
     assert (
@@ -271,6 +272,8 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
 def test_a_run_with_rows_left_out_for_its_evaluation_has_them_in_its_fingerprint() -> None:
     common = {"owner": OWNER, "run": "r", "store": STORE, "hyperparameters": HYPERPARAMETERS}
     config = TrainConfig.model_validate({**common, "baseModel": digest("b"), "dataset": digest("d")})
+    from finetune_trainer.train.states.ledger import Fingerprint
+
     alone = Fingerprint.of(config)
 
     held_out = Fingerprint.of(config.model_copy(update={"test_dataset": digest("e")}))

@@ -14,14 +14,14 @@ from tools.cluster.toolchain import HELM
 
 def test_only_rights_that_the_chart_grants_are_excused() -> None:
     if not HELM.folder.exists():
-        pytest.skip("there is no helm: run `make verify`")
+        pytest.skip("helm is not built: run `make verify` with Go")
     granted = {str(right) for right in rights.granted(rights.rendered("finetune-system"))}
     assert granted >= rights.UNOBSERVABLE | rights.RARELY_USED
 
 
 def test_the_chart_grants_what_every_secondary_type_is_read_by() -> None:
     if not HELM.folder.exists():
-        pytest.skip("there is no helm: run `make verify`")
+        pytest.skip("helm is not built: run `make verify` with Go")
     granted = {
         (right.group, right.resource, right.verb)
         for right in rights.granted(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """List and install the distribution packages that groups of make targets need.
 
-python3 -m tools.bootstrap.packages GROUP…
+python3 -m tools.bootstrap.packages [--optional] GROUP…
 
-On a terminal it asks for confirmation once; without a terminal, or with CI=true, it installs at once.
+On a terminal it asks for confirmation once; without a terminal, or in CI, it installs at once. With
+--optional it succeeds if it cannot install, and names the packages whose checks are skipped.
 """
 
 import os
@@ -11,6 +12,8 @@ import shutil
 import subprocess
 import sys
 from typing import Final
+
+from tools.bootstrap.skips import in_ci, skip
 
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "environment": {
@@ -61,7 +64,7 @@ def missing(packages: list[str]) -> list[str]:
 
 def agreed() -> bool:
     """Whether the user agrees to the installation; asks only on a terminal."""
-    if os.environ.get("CI") == "true" or not sys.stdin.isatty():
+    if in_ci() or not sys.stdin.isatty():
         return True
     return input("Install them now with apt-get? [Y/n] ").strip().lower() in {"", "y", "yes"}
 
@@ -72,7 +75,8 @@ def install(packages: list[str]) -> None:
     Raises:
         subprocess.CalledProcessError: apt-get failed; its message is on the terminal.
     """
-    prefix = [] if os.geteuid() == 0 else ["sudo"]
+    sudo = ["sudo"] if sys.stdin.isatty() else ["sudo", "--non-interactive"]
+    prefix = [] if os.geteuid() == 0 else sudo
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (
         ["apt-get", "update", "--quiet=2"],
@@ -81,7 +85,9 @@ def install(packages: list[str]) -> None:
         subprocess.run(prefix + command, env=environment, stdin=subprocess.DEVNULL, check=True)
 
 
-def main(groups: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    optional = "--optional" in arguments
+    groups = [argument for argument in arguments if argument != "--optional"]
     required = {name: purpose for group in groups for name, purpose in GROUPS[group].items()}
     if shutil.which("dpkg-query") is None:
         print(
@@ -96,15 +102,16 @@ def main(groups: list[str]) -> int:
     for name in to_install:
         print(f"  {name:<28} {required[name]}")
     command = f"apt-get install --no-install-recommends {' '.join(to_install)}"
-    if not agreed():
-        print(f"Install them yourself and run make again:\n  {command}", file=sys.stderr)
-        return 1
     try:
-        install(to_install)
+        if agreed():
+            install(to_install)
+            return 0
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"{error}\nInstall them yourself and run make again:\n  {command}", file=sys.stderr)
+        print(error, file=sys.stderr)
+    print(f"Install them yourself and run make again:\n  {command}", file=sys.stderr)
+    if not optional:
         return 1
-    return 0
+    return max([skip(f"what needs {name}", required[name]) for name in to_install])
 
 
 if __name__ == "__main__":

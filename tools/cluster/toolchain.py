@@ -26,6 +26,10 @@ from tools.cluster.commands import ClusterError, run
 _MIN_GO_VERSION: Final = (1, 26)
 
 
+class GoMissingError(ClusterError):
+    """There is no Go compiler that is new enough."""
+
+
 def pinned(source: Path, module: str) -> str:
     """Version of a module in the go.mod of the folder `source`, such as v1.37.2.
 
@@ -55,15 +59,15 @@ def go_compiler() -> str:
     """Path of `go` in PATH if it is new enough, otherwise in this Python environment.
 
     Raises:
-        ClusterError: neither has a suitable version.
+        GoMissingError: neither has a suitable version.
     """
     for folder in (None, str(Path(sys.executable).parent)):
         found = shutil.which("go", path=folder)
         if found is not None and _go_version(found) >= _MIN_GO_VERSION:
             return found
     version = ".".join(str(part) for part in _MIN_GO_VERSION)
-    raise ClusterError(
-        f"the build of Kubernetes needs Go {version} or newer: "
+    raise GoMissingError(
+        f"The build of programs from source needs Go {version} or newer: "
         "run this in the environment of `make .venv`, which has it"
     )
 

@@ -21,7 +21,7 @@ from finetune_client.follow import Follower, RunStatus, StalledError, duration
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.dataset_version import DatasetVersion
-from finetune_operator.manifests.labels import REVISION, RUN
+from finetune_operator.api.labels import REVISION, RUN
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT

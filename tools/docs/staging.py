@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy the pages to the folder that Sphinx reads.
 
-README becomes the first page, and CONTRIBUTING a page of its own. A link to a file that is not a page, such
-as a source file, becomes its path, because the site does not contain the file.
+README becomes the first page, and CONTRIBUTING and ROADMAP are pages of their own. A link to a file that
+is not a page, such as a source file, becomes its path, because the site does not contain the file.
 """
 
 import os
@@ -22,9 +22,13 @@ NAVIGATION: Final = {
         "data",
         "report",
         "training",
+        "methods",
+        "devices",
         "sizing",
         "storage",
         "evaluation",
+        "scores",
+        "judges",
         "results",
         "promotion",
         "endpoints",
@@ -50,7 +54,15 @@ NAVIGATION: Final = {
         "releases",
         "benchmarks",
     ),
-    "Contribute": ("contributing", "architecture", "extending", "testing", "cluster", "decisions/README"),
+    "Contribute": (
+        "contributing",
+        "roadmap",
+        "architecture",
+        "extending",
+        "testing",
+        "cluster",
+        "decisions/README",
+    ),
 }
 NESTED: Final = {
     "api.md": "api/*",
@@ -64,7 +76,11 @@ def stage(root: Path, target: Path) -> None:
     """Write the sources of the site of the repository `root` to the folder `target`."""
     docs = root / "docs"
     pages = {path: path.relative_to(docs) for path in sorted(docs.rglob("*.md"))}
-    pages |= {root / "README.md": Path("index.md"), root / "CONTRIBUTING.md": Path("contributing.md")}
+    pages |= {
+        root / "README.md": Path("index.md"),
+        root / "CONTRIBUTING.md": Path("contributing.md"),
+        root / "ROADMAP.md": Path("roadmap.md"),
+    }
     for path in docs.rglob("*"):
         if path.is_file() and path not in pages:
             place = target / path.relative_to(docs)

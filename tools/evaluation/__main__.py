@@ -11,7 +11,7 @@ from tools.bench.page import put
 from tools.bootstrap.uv import ROOT
 from tools.evaluation import intervals
 
-PAGE: Final = ROOT / "docs" / "evaluation.md"
+PAGE: Final = ROOT / "docs" / "scores.md"
 BEGIN_ROWS: Final = "<!-- Rows, written by make evaluation-tables from here -->"
 BEGIN_COVERAGE: Final = "<!-- Coverage, written by make evaluation-tables from here -->"
 
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def tables(
     samples: Annotated[int, typer.Option(help="Samples of each cell that is simulated.")] = 500,
-    page: Annotated[bool, typer.Option("--page", help="Replace the tables in docs/evaluation.md.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Replace the tables in docs/scores.md.")] = False,
 ) -> None:
     """Compute how many rows which claim needs, and how often the intervals contain the true value."""
     console = Console(highlight=False)

@@ -7,8 +7,8 @@ from typing import Final
 
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
+from finetune_trainer.contract.accelerators import CARDS, gibibytes
 from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
-from finetune_trainer.contract.prediction import CARDS, gibibytes
 from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory

@@ -22,10 +22,11 @@ from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer.files import ProcessFiles, server_command
 from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.labels import MANAGED_BY, SELECTOR
 from finetune_operator.api.meta import GROUP
-from finetune_operator.manifests.labels import MANAGED_BY, RUNNER, SELECTOR, short_hash
+from finetune_operator.manifests.labels import RUNNER, short_hash
+from finetune_operator.manifests.pod_entries import apply_pod_entries
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import apply_pod_entries
 from finetune_operator.observe.pod_startup import STARTING, container_trouble, scheduling_advice
 from finetune_operator.observe.pod_status import condition
 from finetune_operator.stage_table import pod_names

@@ -21,7 +21,7 @@ from finetune_client.transfer.copying import Carrier, LocalFile, insist, send, s
 from finetune_client.transfer.files import Files
 from finetune_client.transfer.pod import PROGRAM, check_rights
 from finetune_client.transfer.stored_files import OnBytes
-from finetune_operator.manifests.labels import MANAGED_BY
+from finetune_operator.api.labels import MANAGED_BY
 from finetune_operator.manifests.volumes import NAME
 
 MAX_CONFIGMAP_BYTES: Final = 900 * 1024

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.compute import Kueue
-from finetune_operator.api.endpoint_access import PeerSelector
+from finetune_operator.api.labels import PeerSelector
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,

@@ -1,91 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access to an endpoint (gateway, NetworkPolicy), and its availability (PodDisruptionBudget, spread)."""
+"""Access to an endpoint: its gateway and its NetworkPolicy."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.labels import PeerSelector
 from finetune_operator.api.meta import DNS_LABEL, DNS_SUBDOMAIN, CELRule, Model, pattern_advice
-from finetune_operator.api.pod_resources import LabelValue
 
-LABEL_KEY: Final = r"^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 CIDR: Final = r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"
-
-
-class LabelSelector(Model):
-    """Selector of objects that have all of these labels."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            f"self.matchLabels.all(key, key.matches(r'{LABEL_KEY}'))",
-            "a key of matchLabels must be a label name, for example app.kubernetes.io/name",
-            "matchLabels",
-        ),
-    )
-
-    match_labels: Annotated[
-        dict[str, LabelValue],
-        Field(max_length=16, description="Required labels by name. Empty: every object."),
-    ] = Field(default={})
-
-
-class LabelRequirement(Model):
-    """Condition on one label, in the form of v1.LabelSelectorRequirement."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "(self.operator in ['In', 'NotIn']) == (size(self.values) > 0)",
-            "operators In and NotIn need values, Exists and DoesNotExist must not have them",
-            "values",
-        ),
-    )
-
-    key: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=253,
-            pattern=LABEL_KEY,
-            json_schema_extra=pattern_advice(
-                LABEL_KEY, "a label name is needed, for example kubernetes.io/metadata.name"
-            ),
-            description="Name of the label.",
-        ),
-    ]
-    operator: Annotated[
-        Literal["In", "NotIn", "Exists", "DoesNotExist"],
-        Field(description="Relation of the label's value to `values`."),
-    ]
-    values: Annotated[
-        tuple[LabelValue, ...], Field(max_length=32, description="Values, for In and NotIn.")
-    ] = ()
-
-    def is_met_by(self, labels: Mapping[str, str]) -> bool:
-        """Whether an object with these labels meets the condition."""
-        match self.operator:
-            case "In":
-                return labels.get(self.key) in self.values
-            case "NotIn":
-                return labels.get(self.key) not in self.values
-            case "Exists":
-                return self.key in labels
-            case "DoesNotExist":
-                return self.key not in labels
-
-
-class PeerSelector(LabelSelector):
-    """Selector of objects that have all of these labels and meet all of these conditions."""
-
-    match_expressions: Annotated[
-        tuple[LabelRequirement, ...],
-        Field(max_length=8, description="Conditions on labels, in addition to matchLabels. Empty: none."),
-    ] = ()
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether it selects an object with these labels."""
-        has_labels = self.match_labels.items() <= labels.items()
-        return has_labels and all(each.is_met_by(labels) for each in self.match_expressions)
 
 
 class IPBlock(Model):
@@ -135,73 +58,6 @@ class EndpointNetworkPolicy(Model):
             max_length=32,
             description="Peers that may connect to the endpoint's port. Empty: none. Pods of the monitoring"
             " namespace of the operator's chart may always connect, because metrics use the same port.",
-        ),
-    ] = ()
-
-
-class TopologySpread(Model):
-    """Spread of the replicas of a revision over nodes, zones or other groups of nodes."""
-
-    topology_key: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=253,
-            pattern=LABEL_KEY,
-            json_schema_extra=pattern_advice(
-                LABEL_KEY, "topologyKey must be a label name, for example topology.kubernetes.io/zone"
-            ),
-            description="Node label whose values are the groups, such as kubernetes.io/hostname.",
-        ),
-    ]
-    max_skew: Annotated[
-        int,
-        Field(ge=1, le=100, description="Max difference in replicas between two groups."),
-    ] = 1
-    when_unsatisfiable: Annotated[
-        Literal["ScheduleAnyway", "DoNotSchedule"],
-        Field(description="Whether a replica that would exceed maxSkew is scheduled anyway or waits."),
-    ] = "ScheduleAnyway"
-
-
-class Availability(Model):
-    """Spread of the replicas, and how many of them evictions may remove at a time."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "!has(self.maxUnavailable) || !has(self.disruptionBudget) || self.disruptionBudget != 'None'",
-            "maxUnavailable has no effect with disruptionBudget: None, which creates no PodDisruptionBudget:"
-            " remove one of them",
-            "maxUnavailable",
-        ),
-    )
-
-    disruption_budget: Annotated[
-        Literal["Managed", "None"] | None,
-        Field(
-            description="Owner of the PodDisruptionBudget of the endpoint's pods. Managed: the operator"
-            " creates one if the endpoint has several replicas or maxUnavailable is set. None: the operator"
-            " creates none, and you may create your own. Evictions of a pod with two budgets fail. Default:"
-            " Managed."
-        ),
-    ] = None
-    max_unavailable: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=1000,
-            description="Max number of replicas that evictions, such as those of kubectl drain, may remove"
-            " at a time, by a PodDisruptionBudget. 0 refuses every eviction of a ready replica, so a node"
-            " with such a replica cannot be drained. Default: 1 if the endpoint has several replicas.",
-        ),
-    ] = None
-    topology_spread: Annotated[
-        tuple[TopologySpread, ...],
-        Field(
-            max_length=4,
-            json_schema_extra={"x-list-map-keys": ["topologyKey"]},
-            description="Spread constraints of the endpoint's pods. A change starts a new revision. Empty:"
-            " the scheduler's defaults, which prefer to spread over nodes and zones.",
         ),
     ] = ()
 

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.availability import Availability
 from finetune_operator.api.compute import QueueChoice
-from finetune_operator.api.endpoint_access import Availability, EndpointNetworkPolicy, EndpointTraffic
+from finetune_operator.api.endpoint_access import EndpointNetworkPolicy, EndpointTraffic
 from finetune_operator.api.evaluation_metrics import (
     FRACTION_ADVICE,
     HIGHER_IS_BETTER,

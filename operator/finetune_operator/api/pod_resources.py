@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.labels import LabelValue
 from finetune_operator.api.meta import CELRule, Model, pattern_advice
 
 QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
@@ -87,20 +88,6 @@ CUDA_RESOURCES: Final = "nvidia.com/"
 MAX_DEVICES: Final = 64
 """Limit of the devices of a pod. A label or a request above it is not of the operator."""
 
-LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
-
-LabelValue = Annotated[
-    str,
-    Field(
-        max_length=63,
-        pattern=LABEL_VALUE,
-        json_schema_extra=pattern_advice(
-            LABEL_VALUE,
-            "a label value may only have letters, digits, '-', '_' and '.', for example NVIDIA-A100",
-        ),
-    ),
-]
-
 
 class Accelerator(Model):
     """Devices that train, evaluate and serve pods request, and the properties of one of them."""
@@ -139,7 +126,7 @@ class Accelerator(Model):
         Field(
             description="Product name as in the node label nvidia.com/gpu.product, such as"
             " NVIDIA-H100-80GB-HBM3, from which preflight predicts whether a run fits and how long it takes."
-            " docs/training.md lists the known ones. Default: the value of that label in nodeSelector of the"
+            " docs/devices.md lists the known ones. Default: the value of that label in nodeSelector of the"
             " train pods."
         ),
     ] = None

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.endpoint_access import LABEL_KEY, LabelSelector, TopologySpread
+from finetune_operator.api.availability import TopologySpread
+from finetune_operator.api.labels import LABEL_KEY, LabelSelector, LabelValue
 from finetune_operator.api.meta import (
     GROUP,
     CELRule,
@@ -24,7 +25,7 @@ from finetune_operator.api.meta import (
     is_one_of,
     pattern_advice,
 )
-from finetune_operator.api.pod_resources import LabelValue, PodResources, Quantity
+from finetune_operator.api.pod_resources import PodResources, Quantity
 from finetune_trainer.contract.vocabulary import join_names
 
 LabelKey = Annotated[

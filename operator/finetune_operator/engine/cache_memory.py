@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of cached objects: a bound per namespace, and compression of settled objects.
+"""Memory of cached objects: a bound per namespace, compression of settled objects, and garbage collection.
 
 Whoever may create objects in a namespace decides how many there are and how large. Without a bound, one
 namespace can use up the memory of the process, which serves all namespaces.
 
 Settled objects are seldom read. As JSON, compressed with another object of their type as dictionary, they
 need a tenth of the memory.
+
+Garbage collection stops the event loop only briefly, however many objects the caches hold: see
+`exempt_survivors`.
 """
 
+import asyncio
+import gc
 import json
 import logging
 import sys
@@ -197,3 +202,38 @@ def intern_strings(value: Any) -> Any:
     if isinstance(value, list):
         return [intern_strings(inner) for inner in value]
     return sys.intern(value) if isinstance(value, str) and len(value) <= MAX_SHARED_LENGTH else value
+
+
+COMPLETE_SECONDS: Final = 24 * 3600
+"""Time between two complete collections, which take about a second per million objects."""
+_OLDEST_GENERATION: Final = 2
+
+
+def exempt_survivors() -> None:
+    """Exempt the present objects from garbage collection, and from now on the survivors of each full one.
+
+    A full collection of Python walks over every object, and nothing else runs meanwhile. Almost all objects
+    are the caches', which reference counting frees. Without the survivors, the next collection walks over
+    newer objects only.
+    """
+    gc.freeze()
+    if _exempt not in gc.callbacks:
+        gc.callbacks.append(_exempt)
+
+
+def _exempt(phase: str, info: dict[str, Any]) -> None:
+    if phase == "stop" and info["generation"] == _OLDEST_GENERATION:
+        gc.freeze()
+
+
+def collect_completely() -> None:
+    """Collect among all objects, also the exempted ones, so that exempted cycles are freed."""
+    gc.unfreeze()
+    gc.collect()
+
+
+async def collect_completely_every_day() -> None:
+    """Call `collect_completely` once per day. Never returns."""
+    while True:
+        await asyncio.sleep(COMPLETE_SECONDS)
+        collect_completely()

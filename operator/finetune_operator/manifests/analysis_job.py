@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import ANALYZED, RUN
 from finetune_operator.api.rollout_analysis import RolloutAnalysis
 from finetune_operator.manifests.jobs import JobInputs, build_stage_job
-from finetune_operator.manifests.labels import ANALYZED, RUN
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.trainer_config import owner_of_pod, store_config
 from finetune_operator.manifests.volumes import key_volume, secret_mount

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests of an endpoint: one Deployment per revision, and the Services and the HTTPRoute in front of them.
+"""Manifests of an endpoint: a Deployment per revision, Services, the HTTPRoute, the PodDisruptionBudget.
 
 A revision in preview has a Service of its own, because it gets no requests of the endpoint yet.
 """
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api.endpoint_access import EndpointGateway, GatewayReference
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import PROFILE, REVISION, RUN
 from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.engines.engine_inputs import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.engines.engine_table import engine_image, engine_of, engine_resources
@@ -21,10 +22,8 @@ from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
-    PROFILE,
-    REVISION,
-    RUN,
     child_labels,
+    stage_job_name,
 )
 from finetune_operator.manifests.model_cache import (
     cache_config,
@@ -33,8 +32,9 @@ from finetune_operator.manifests.model_cache import (
     image_volume,
     whole_model,
 )
+from finetune_operator.manifests.pod_entries import apply_pod_entries
+from finetune_operator.manifests.pod_origin import origin_annotations
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import (
     MODELS_LIMIT,
     disk_volume,
@@ -413,3 +413,47 @@ def _rule(weights: Mapping[str, int], headers: Mapping[str, str]) -> Manifest:
         for name, weight in weights.items()
     ]
     return {"matches": [match], "backendRefs": backends}
+
+
+DEFAULT_MAX_UNAVAILABLE: Final = 1
+
+
+def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:
+    """The PodDisruptionBudget of the serving revision.
+
+    It does not cover other revisions: the pods of a starting revision, which are not ready, would use up the
+    budget, and no node could be drained. Pods that are not ready may always be evicted, because they serve no
+    requests.
+    """
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision}}
+    return _budget(endpoint, selector, {"maxUnavailable": _max_unavailable(endpoint)})
+
+
+def build_shared_budget(endpoint: InferenceDeployment, weights: Mapping[str, int]) -> Manifest:
+    """The PodDisruptionBudget of revisions that share the requests.
+
+    It states the ready pods that must stay, which pods that are starting do not change.
+
+    Args:
+        endpoint: owner of the pods.
+        weights: percent of the requests by revision.
+    """
+    revisions = {"key": REVISION, "operator": "In", "values": sorted(weights)}
+    selector = {"matchLabels": {RUN: endpoint.uid}, "matchExpressions": [revisions]}
+    min_available = max(endpoint.spec.replicas - _max_unavailable(endpoint), 0)
+    return _budget(endpoint, selector, {"minAvailable": min_available})
+
+
+def _max_unavailable(endpoint: InferenceDeployment) -> int:
+    availability = endpoint.spec.availability
+    given = availability.max_unavailable if availability is not None else None
+    return DEFAULT_MAX_UNAVAILABLE if given is None else given
+
+
+def _budget(endpoint: InferenceDeployment, selector: Manifest, limit: Manifest) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": child_metadata(endpoint, stage_job_name(endpoint, "budget")),
+        "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    }

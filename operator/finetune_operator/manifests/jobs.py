@@ -14,6 +14,7 @@ from finetune_operator.api.compute import NO_CHOICE, QueueChoice
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import PROFILE, RUN, STAGE
 from finetune_operator.api.meta import GROUP, Resource
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answer_engine import (
@@ -27,17 +28,15 @@ from finetune_operator.manifests.labels import (
     DEVICES,
     ISOLATED,
     NONCE,
-    PROFILE,
-    RUN,
     RUNNER,
-    STAGE,
     child_labels,
     short_hash,
     store_annotations,
 )
 from finetune_operator.manifests.model_cache import cache_volume
+from finetune_operator.manifests.pod_entries import apply_pod_entries
+from finetune_operator.manifests.pod_origin import origin_annotations
 from finetune_operator.manifests.pod_security import container_security, pod_security
-from finetune_operator.manifests.pod_shape import apply_pod_entries, origin_annotations
 from finetune_operator.manifests.pod_sizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.queueing import choose_stage_queue, make_queue_labels, suspend_until_admitted
 from finetune_operator.manifests.trainer_config import config_variable

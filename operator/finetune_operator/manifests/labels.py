@@ -1,28 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels, annotations and deterministic names of everything the operator creates."""
+"""The labels of children, and annotations and deterministic names of everything the operator creates."""
 
 import hashlib
 from typing import Final
 
+from finetune_operator.api.labels import MANAGED_BY, OPERATOR, OWNER_KIND, OWNER_NAME, RUN
 from finetune_operator.api.meta import GROUP, Resource
 from finetune_trainer.contract.vocabulary import Stage
 
-MANAGED_BY: Final = "app.kubernetes.io/managed-by"
-OPERATOR: Final = "finetune-operator"
-SELECTOR: Final = f"{MANAGED_BY}={OPERATOR}"
-"""Selector of all children. The watches of children use it."""
-
-OWNER_KIND: Final = f"{GROUP}/owner-kind"
-OWNER_NAME: Final = f"{GROUP}/owner-name"
-RUN: Final = f"{GROUP}/run"
-"""Label of a child or record: uid of the object that created it."""
-ANALYZED: Final = f"{GROUP}/analyzed"
-"""Label of a pod: uid of the endpoint that it analyzes. It has no label RUN, which Services select."""
-STAGE: Final = f"{GROUP}/stage"
-MODEL_LINE: Final = f"{GROUP}/model-line"
-DATASET: Final = f"{GROUP}/dataset"
-REVISION: Final = f"{GROUP}/revision"
-PROFILE: Final = f"{GROUP}/profile"
 PROFILE_DIGEST: Final = f"{GROUP}/profile-digest"
 """Annotation of a Job or Deployment: digest of what shapes pods in its ComputeProfile."""
 TEMPLATE_DIGEST: Final = f"{GROUP}/template-digest"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR, RUNNER
+from finetune_operator.api.labels import MANAGED_BY, OPERATOR
+from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.plan import Manifest
 
 POD_USER_ID: Final = 65532

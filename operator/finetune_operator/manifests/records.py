@@ -26,13 +26,12 @@ from finetune_operator.api.dataset_version import (
 from finetune_operator.api.evaluation import Score
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import LossPoint
+from finetune_operator.api.labels import DATASET, MODEL_LINE
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.api.stage_status import Cost, RecordedCost
 from finetune_operator.api.training import MethodRecord, ResolvedHyperparameters, ResolvedLoRA
 from finetune_operator.manifests.labels import (
-    DATASET,
     FINALIZER,
-    MODEL_LINE,
     NEVER_PROMOTED,
     RECORDED_AT,
     checkpoint_name,

@@ -7,9 +7,9 @@ from typing import TypedDict
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.volumes import parse_store, secret_mount
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.environment import CONFIG_ENV, STORE_MOUNT
-from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
 
 

@@ -15,8 +15,8 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.rollout_strategy import Strategy
-from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.process_metrics import (
     OperatorMetrics,
     PodEnd,

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.manifests.labels import OWNER_KIND, PROFILE
+from finetune_operator.api.labels import OWNER_KIND, PROFILE
 from finetune_operator.observe.device_usage import (
     DeviceState,
     device_state,

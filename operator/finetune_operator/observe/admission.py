@@ -12,8 +12,8 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.engine.errors import is_refusal
-from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.observe.pod_status import Trouble, condition, nodes_of, parse_time, quote, stage_of
 from finetune_operator.plan import Manifest

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readiness of the Deployment of an endpoint's revision, and the problems of its pods, with advice."""
+"""Deployments of revisions: readiness, age of the image, and the problems of their pods, with advice."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
+from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import REVISION
+from finetune_operator.api.meta import Condition
+from finetune_operator.manifests.endpoint import FETCH_CONTAINER
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
-from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.admission import UNKNOWN, Positions, recheck_seconds, waiting_since
 from finetune_operator.observe.job_problems import describe_refusal
@@ -21,7 +24,8 @@ from finetune_operator.observe.pod_startup import (
 from finetune_operator.observe.pod_status import condition, container_statuses, has_ended, parse_time, quote
 from finetune_operator.observe.pod_termination import eviction_advice, node_trouble
 from finetune_operator.plan import Manifest
-from finetune_operator.status.reasons import Reason
+from finetune_operator.status.conditions import drop_conditions, set_condition
+from finetune_operator.status.reasons import ConditionType, Reason
 
 LOST_WITH_NODE: Final = "Unknown"
 """Reason that container runtimes have for containers whose end they did not see."""
@@ -274,3 +278,103 @@ def _unready_since(pod: Manifest) -> datetime | None:
     ready = condition(pod, "Ready")
     changed = ready.get("lastTransitionTime") if ready is not None and ready["status"] != "True" else None
     return parse_time(changed) if changed else None
+
+
+VERSION: Final = re.compile(r"^v?([0-9]+(?:\.[0-9]+)+)(?![0-9A-Za-z])")
+
+Status = Literal["True", "False", "Unknown"]
+
+
+class EndpointHealth(NamedTuple):
+    """Status, reason and message of a condition."""
+
+    status: Status
+    reason: Reason
+    message: str
+
+
+def availability(
+    endpoint: InferenceDeployment, revision: str, deployment: Manifest | None, trouble: ServingTrouble | None
+) -> EndpointHealth:
+    """Whether at least one replica of the serving revision is ready."""
+    replicas = endpoint.spec.replicas
+    ready: int = (deployment or {}).get("status", {}).get("readyReplicas", 0)
+    if not revision:
+        return EndpointHealth("False", Reason.NO_REPLICA_READY, "no revision has served yet")
+    if ready:
+        return EndpointHealth("True", Reason.AVAILABLE, f"revision {revision} has ready replicas")
+    if replicas == 0:
+        return EndpointHealth(
+            "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0: raise it to serve requests"
+        )
+    why = trouble.message if trouble is not None else "its pods are starting, or fail their readiness probe"
+    return EndpointHealth(
+        "False", Reason.NO_REPLICA_READY, f"0 of {replicas} replicas of revision {revision} are ready: {why}"
+    )
+
+
+def image_age(deployment: Manifest, floor: str) -> EndpointHealth:
+    """Whether the version in the tag of the trainer image is at least `floor`."""
+    image = _trainer_image(deployment)
+    version = _version(image.rpartition("/")[2].partition("@")[0].partition(":")[2])
+    name = deployment["metadata"]["name"]
+    advice = (
+        "set spec.restartedAt to the current time to start a revision with the operator's image; if the"
+        " ComputeProfile sets images.trainer, raise that first"
+    )
+    if version is None:
+        return EndpointHealth(
+            "Unknown",
+            Reason.VERSION_UNKNOWN,
+            f"revision {name} serves with image {image}, whose tag is not a version, so it is unknown whether"
+            f" it is older than the security floor {floor}: if it is, {advice}",
+        )
+    if version < (_version(floor) or ()):
+        return EndpointHealth(
+            "False",
+            Reason.BELOW_FLOOR,
+            f"revision {name} serves with image {image}, older than the security floor {floor}: {advice}",
+        )
+    return EndpointHealth(
+        "True", Reason.NOT_BELOW_FLOOR, f"image {image} is not older than the security floor {floor}"
+    )
+
+
+def set_health(
+    conditions: tuple[Condition, ...],
+    type_: ConditionType,
+    health: EndpointHealth | None,
+    *,
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The conditions with this one set to `health`; without it if `health` is None."""
+    if health is None:
+        return drop_conditions(conditions, type_)
+    return set_condition(
+        conditions,
+        type_,
+        health.status,
+        health.reason,
+        health.message,
+        generation=generation,
+        now=now,
+    )
+
+
+def _trainer_image(deployment: Manifest) -> str:
+    """The image of the init container, whichever engine serves."""
+    containers = deployment["spec"].get("template", {}).get("spec", {}).get("initContainers", ())
+    image: str = next((each["image"] for each in containers if each["name"] == FETCH_CONTAINER), "")
+    return image
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    """Numbers of a version without trailing zeros and suffixes such as -rc1; None if it is not a version."""
+    found = VERSION.match(text)
+    if found is None:
+        return None
+    numbers = [int(part) for part in found[1].split(".")]
+    while len(numbers) > 1 and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

@@ -13,6 +13,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any, Final, Literal, TypeVar
 
+from finetune_operator.api.labels import PROFILE, STAGE
 from finetune_operator.api.pod_resources import CPU, MAX_DEVICES, quantity_value
 from finetune_operator.api.stage_status import (
     LOST_CAUSES,
@@ -23,7 +24,7 @@ from finetune_operator.api.stage_status import (
     StageUsage,
 )
 from finetune_operator.manifests.endpoint import ENGINE_CONTAINER
-from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
+from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.observe.pod_status import (
     condition,
     container_span,

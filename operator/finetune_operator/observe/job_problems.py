@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.observe import pod_startup, pod_termination
 from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
 from finetune_operator.observe.pod_startup import describe_creation

@@ -5,8 +5,8 @@ import re
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS
-from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.pod_status import (
     Trouble,
     condition,

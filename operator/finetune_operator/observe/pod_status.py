@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.meta import Model
 from finetune_operator.api.stage_status import Cost
 from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS
 from finetune_operator.manifests.jobs import TRAINER_CONTAINER
-from finetune_operator.manifests.labels import STAGE
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import shorten
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.api.stage_status import MAX_ENDED_PODS, EndedPod, PodEndCause
 from finetune_operator.manifests.answer_engine import ANSWER_CONTAINERS, ANSWERS_CONTAINER
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, TRAINER_CONTAINER
-from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.pod_status import (
     Trouble,
     condition,

@@ -12,7 +12,7 @@ from finetune_operator.reconcile.features.custom_metrics import SCORE
 from finetune_operator.reconcile.features.registry import keep_sources
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.records.references import check_location, resolve_version
+from finetune_operator.reconcile.records.dataset_versions import check_location, resolve_version
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, reopen
 from finetune_operator.reconcile.stages.stage_request import StagePass, fail_without_result
 from finetune_operator.status.reasons import Reason

@@ -11,8 +11,8 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.engine.resources import JOB, POD, controller
-from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.observe.device_usage import job_devices, read_profile, read_use
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import BY_LINE, address, key_of

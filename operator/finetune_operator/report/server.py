@@ -19,17 +19,11 @@ from pydantic import ValidationError
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.executor import Stamp
+from finetune_operator.engine.http_server import Certificate, PortListener, ensure_certificate, host_of
 from finetune_operator.engine.resources import ENDPOINT_SLICE
+from finetune_operator.engine.token_reviews import KeyedTokenBuckets, TooManyReviews
 from finetune_operator.plan import Manifest
-from finetune_operator.report import certificate
-from finetune_operator.report.authorization import (
-    Authorizer,
-    Caller,
-    KeyedTokenBuckets,
-    ReportDenied,
-    TooManyReviews,
-)
-from finetune_operator.report.certificate import Certificate, host_of
+from finetune_operator.report.authorization import Authorizer, Caller, ReportDenied
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH
@@ -71,23 +65,6 @@ MAX_BODY_BYTES: Final = 16 * 1024
 REPORTS_PER_SECOND: Final = 2.0
 REPORT_BURST: Final = 20.0
 MAX_REMEMBERED_PODS: Final = 10_000
-
-
-class PortListener:
-    """A server that listens on one port, until it is stopped."""
-
-    def __init__(self) -> None:
-        self._runner: web.AppRunner | None = None
-
-    async def listen(self, app: web.Application, port: int, context: ssl.SSLContext | None = None) -> None:
-        """Serve `app`; without `context` as plain HTTP."""
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, port=port, ssl_context=context).start()
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
 
 
 class ReportServer(PortListener):
@@ -209,7 +186,7 @@ class ReportEndpoint:
         self._address = address
         self._port = port
         self._context: ssl.SSLContext | None = None
-        self._served: certificate.Certificate | None = None
+        self._served: Certificate | None = None
         self.target: ReportTarget | None = None
         self.up: bool | None = False if address else None
 
@@ -240,7 +217,7 @@ class ReportEndpoint:
                 logger.warning("cannot publish the report endpoint: %s", error)
 
     async def _publish(self) -> None:
-        made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
+        made = await ensure_certificate(self._cluster, self._service, self._namespace, datetime.now(UTC))
         await self._serve(made)
         wanted = self._stamp.on(
             build_endpoint_slice(self._service, self._namespace, self._address, self._port)
@@ -252,7 +229,7 @@ class ReportEndpoint:
         self.target = make_report_target(self._service, self._namespace, self._port, made)
         self.up = True
 
-    async def _serve(self, made: certificate.Certificate) -> None:
+    async def _serve(self, made: Certificate) -> None:
         """Serve with this certificate, and replace a previous one."""
         if made == self._served:
             return

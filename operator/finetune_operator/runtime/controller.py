@@ -10,12 +10,13 @@ from http import HTTPStatus
 from secrets import token_bytes
 from typing import Final
 
+from finetune_operator.api.labels import SELECTOR
 from finetune_operator.api.meta import Model, Resource, keep_unknown
 from finetune_operator.engine.cache_memory import MEBIBYTE
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared, is_refusal
 from finetune_operator.engine.executor import EventRecorder, Executor
 from finetune_operator.engine.resources import NAMESPACE
-from finetune_operator.manifests.labels import FINALIZER, SELECTOR
+from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.process_metrics import OperatorMetrics
 from finetune_operator.plan import Event, Key, Manifest, Plan

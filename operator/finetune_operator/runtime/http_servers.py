@@ -22,11 +22,10 @@ from prometheus_client.registry import Collector
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
+from finetune_operator.engine.http_server import PortListener, make_certificate
 from finetune_operator.engine.resources import SUBJECT_ACCESS_REVIEW, TOKEN_REVIEW
+from finetune_operator.engine.token_reviews import ReviewedTokens, TooManyReviews
 from finetune_operator.engine.watches import Watches
-from finetune_operator.report import certificate
-from finetune_operator.report.authorization import ReviewedTokens, TooManyReviews
-from finetune_operator.report.server import PortListener
 
 METRICS_PATH: Final = "/metrics"
 REMEMBERED_SECONDS: Final = 60.0
@@ -160,7 +159,7 @@ def make_tls_context(folder: str, service: str, namespace: str) -> ssl.SSLContex
         OSError: a file cannot be read, or is not a certificate or key.
     """
     if not folder:
-        return certificate.make(service, namespace, datetime.now(UTC)).context()
+        return make_certificate(service, namespace, datetime.now(UTC)).context()
     files = [Path(folder, name) for name in TLS_FILES]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     loaded: list[float] = []

@@ -12,13 +12,13 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final
 
+from finetune_operator.api.labels import OPERATOR, STAGE
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError
 from finetune_operator.engine.executor import EventRecorder, Executor, Stamp
 from finetune_operator.engine.lease import Installations, LeaseThread
 from finetune_operator.engine.queue import ReconcileWorkers, WorkQueue
 from finetune_operator.engine.watches import Watches
-from finetune_operator.manifests.labels import OPERATOR, STAGE
 from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.metrics.process_metrics import OperatorMetrics, SeriesRetention
 from finetune_operator.plan import Key, Manifest

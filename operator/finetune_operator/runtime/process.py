@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator process: its command and logs, and its parts, started and stopped in order.
-
-Garbage collection stops the event loop only briefly, however many objects the caches hold: see
-`exempt_survivors`.
-"""
+"""The operator process: its command and logs, and its parts, started and stopped in order."""
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -18,14 +13,16 @@ from kubernetes.aio.client import Configuration
 from pythonjsonlogger.json import JsonFormatter
 
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.labels import OPERATOR
 from finetune_operator.api.meta import GROUP
+from finetune_operator.engine.cache_memory import collect_completely_every_day, exempt_survivors
 from finetune_operator.engine.client import KubernetesClient, load_configuration
 from finetune_operator.engine.executor import Stamp
 from finetune_operator.engine.lease import InstallationMark, Installations, Lease, LeaseThread, LeaseTimes
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.watches import Reflector, Sweeper, Watches
-from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, OPERATOR, WATCHED
+from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
 from finetune_operator.metrics.device_gauges import DeviceCollector
 from finetune_operator.metrics.object_gauges import ObjectStateCollector
@@ -64,41 +61,6 @@ def configure_logs(level: str, format_: Literal["json", "text"]) -> None:
     logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-
-
-COMPLETE_SECONDS: Final = 24 * 3600
-"""Time between two complete collections, which take about a second per million objects."""
-_OLDEST_GENERATION: Final = 2
-
-
-def exempt_survivors() -> None:
-    """Exempt the present objects from garbage collection, and from now on the survivors of each full one.
-
-    A full collection of Python walks over every object, and nothing else runs meanwhile. Almost all objects
-    are the caches', which reference counting frees. Without the survivors, the next collection walks over
-    newer objects only.
-    """
-    gc.freeze()
-    if _exempt not in gc.callbacks:
-        gc.callbacks.append(_exempt)
-
-
-def _exempt(phase: str, info: dict[str, Any]) -> None:
-    if phase == "stop" and info["generation"] == _OLDEST_GENERATION:
-        gc.freeze()
-
-
-def collect_completely() -> None:
-    """Collect among all objects, also the exempted ones, so that exempted cycles are freed."""
-    gc.unfreeze()
-    gc.collect()
-
-
-async def collect_completely_every_day() -> None:
-    """Call `collect_completely` once per day. Never returns."""
-    while True:
-        await asyncio.sleep(COMPLETE_SECONDS)
-        collect_completely()
 
 
 logger = logging.getLogger(__name__)

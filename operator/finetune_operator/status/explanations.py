@@ -108,7 +108,7 @@ IN_PROGRESS: Final[Meanings] = {
         Reason.EVALUATING,
         Reason.SCORING,
         Reason.PROMOTING,
-    ): "the stage that runs; `Scoring` computes [custom metrics](evaluation.md#custom-metrics)",
+    ): "the stage that runs; `Scoring` computes [custom metrics](judges.md#custom-metrics)",
     (Reason.QUEUED,): (
         "the stage's Job exists, and its pod, or one of [several](failures.md#runs-in-several-pods), has not "
         "started; an endpoint waits for other endpoints of its profile (`limits.concurrentRollouts`)"
@@ -157,7 +157,7 @@ IN_PROGRESS: Final[Meanings] = {
     ),
     (Reason.WAITING_FOR_CHECKPOINT,): "an endpoint follows a model line without a champion",
     (Reason.WAITING_FOR_CHAMPION,): (
-        "a run [continues from the champion](training.md#continuing-from-a-champion) of a model line, and "
+        "a run [continues from the champion](methods.md#continuing-from-a-champion) of a model line, and "
         "the line has none yet"
     ),
     (Reason.CANCELLING,): (
@@ -193,7 +193,7 @@ WAITING: Final[Meanings] = {
     ),
     (Reason.CUSTOM_CODE_NOT_ALLOWED,): (
         "`allow.customCode: true` in the ComputeProfile of the evaluation, because the run or Evaluation has "
-        "[custom metrics](evaluation.md#custom-metrics)"
+        "[custom metrics](judges.md#custom-metrics)"
     ),
     (Reason.UNKNOWN_VALUES,): "an operator that knows the value: the object was written for a newer release",
     (Reason.NAMESPACE_TOO_LARGE,): (
@@ -237,7 +237,7 @@ WAITING: Final[Meanings] = {
     ): "a Dataset, or a version of it, that is prepared and in the run's store",
     (Reason.CHECKPOINT_NOT_FOUND, Reason.BASE_MODEL_MISMATCH): (
         "a Checkpoint of the endpoint's base model; for a restored run, its own Checkpoint; for a run that "
-        "[continues](training.md#continuing-from-a-checkpoint), the one that it names"
+        "[continues](methods.md#continuing-from-a-checkpoint), the one that it names"
     ),
     (Reason.CHECKPOINT_NOT_IN_STORE, Reason.CHECKPOINT_REJECTED): (
         "a Checkpoint to continue from that is in the run's store and that no one has rejected"
@@ -359,7 +359,7 @@ FAILURE: Final[Meanings] = {
         FailureReason.BASE_MODEL_DIGEST_MISMATCH,
     ): "the base model's folder is missing, unusable, or has another digest",
     (Reason.BASE_MODEL_MISMATCH,): (
-        "the [champion](training.md#continuing-from-a-champion) that a run continues from, or an adapter, "
+        "the [champion](methods.md#continuing-from-a-champion) that a run continues from, or an adapter, "
         "was trained from another base model than the one that the message names"
     ),
     (FailureReason.SEQUENCE_TOO_LONG,): "rows are [too long](training.md#long-rows)",
@@ -379,15 +379,15 @@ FAILURE: Final[Meanings] = {
         "Of an Evaluation: a check found something in a Checkpoint, and no promotion changes"
     ),
     (Reason.OUT_OF_MEMORY,): (
-        "a pod exceeded its memory limit, or [training did not fit](training.md#out-of-memory); the message "
+        "a pod exceeded its memory limit, or [training did not fit](devices.md#out-of-memory); the message "
         "states what to lower"
     ),
     (FailureReason.CUSTOM_METRIC_FAILED,): (
-        "a [custom metric](evaluation.md#custom-metrics) has no usable source, raised an error or exceeded a "
+        "a [custom metric](judges.md#custom-metrics) has no usable source, raised an error or exceeded a "
         "limit; the message names the row and the line"
     ),
     (FailureReason.PREDICTED_OUT_OF_MEMORY,): (
-        "preflight [predicts](training.md#prediction) that training cannot fit the devices of the profile; "
+        "preflight [predicts](devices.md#prediction) that training cannot fit the devices of the profile; "
         "no device was requested"
     ),
     (FailureReason.WRONG_IMAGE, FailureReason.DEVICE_NOT_FOUND): (
@@ -460,13 +460,13 @@ EVENTS: Final = (
     EventMeaning(
         (EventReason.PREDICTED_TIGHT,),
         "Warning",
-        "FineTuneJob: training [may not fit](training.md#prediction) the memory of its devices",
+        "FineTuneJob: training [may not fit](devices.md#prediction) the memory of its devices",
     ),
     EventMeaning((EventReason.CHECKPOINT_CREATED,), "Normal", "FineTuneJob"),
     EventMeaning(
         (EventReason.PROFILE_ADVICE,),
         "Normal",
-        "FineTuneJob: a ComputeProfile with less device memory is [large enough](training.md#advice) for "
+        "FineTuneJob: a ComputeProfile with less device memory is [large enough](devices.md#advice) for "
         "the next run",
     ),
     EventMeaning(

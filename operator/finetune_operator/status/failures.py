@@ -345,7 +345,7 @@ STAGE_FAILS: Final = (
             Reason.BASE_MODEL_MISMATCH,
         ),
         "fails; waits if only a claim or a Checkpoint is missing",
-        "check `baseModel`; if a [champion](training.md#continuing-from-a-champion) has another base model "
+        "check `baseModel`; if a [champion](methods.md#continuing-from-a-champion) has another base model "
         "than `uri`, the message has both digests",
     ),
     Failure(
@@ -379,7 +379,7 @@ STAGE_FAILS: Final = (
     Failure(
         (Reason.OUT_OF_MEMORY,),
         "fails, after smaller batches and gradient checkpointing were tried",
-        "follow the message, which has the figures ([out of memory](training.md#out-of-memory))",
+        "follow the message, which has the figures ([out of memory](devices.md#out-of-memory))",
         reported="{}, reported by `train`",
     ),
     Failure(
@@ -393,13 +393,13 @@ STAGE_FAILS: Final = (
         (FailureReason.CUSTOM_METRIC_FAILED,),
         "fails",
         "correct the function that the message names, and create a new run or Evaluation; rows and limits "
-        "are those of [custom metrics](evaluation.md#custom-metrics)",
+        "are those of [custom metrics](judges.md#custom-metrics)",
     ),
     Failure(
         (FailureReason.PREDICTED_OUT_OF_MEMORY,),
         "fails before a device is requested",
         "follow the message, which names settings that would fit, or set `compute.onPredictedOutOfMemory: "
-        "Warn` ([prediction](training.md#prediction))",
+        "Warn` ([prediction](devices.md#prediction))",
     ),
     Failure(
         (FailureReason.WRONG_IMAGE,),
@@ -492,7 +492,7 @@ PREREQUISITE_MISSING: Final[Meanings] = {
     (Reason.CHECKPOINT_NOT_FOUND,): "the Checkpoint with that name was deleted or does not exist yet",
     (Reason.CHECKPOINT_NOT_IN_STORE, Reason.CHECKPOINT_REJECTED): (
         "create a new run in the store that the message names, or "
-        "[continue](training.md#continuing-from-a-checkpoint) from another Checkpoint"
+        "[continue](methods.md#continuing-from-a-checkpoint) from another Checkpoint"
     ),
     (Reason.IN_USE, Reason.CLEANUP_FAILED): "see [ownership.md](ownership.md)",
     (Reason.NAME_CONFLICT,): "rename or delete the object that the message names",

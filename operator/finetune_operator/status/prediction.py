@@ -11,14 +11,8 @@ from finetune_operator.api.finetune_job_status import MeasuredTraining, Predicti
 from finetune_operator.api.stage_status import StageStatus
 from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.status.conditions import shorten
-from finetune_trainer.contract.prediction import (
-    MAX_CHOSEN,
-    DeviceFacts,
-    PredictionFields,
-    Verdict,
-    find_card,
-    gibibytes,
-)
+from finetune_trainer.contract.accelerators import DeviceFacts, find_card, gibibytes
+from finetune_trainer.contract.prediction import MAX_CHOSEN, PredictionFields, Verdict
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
 MAX_SENTENCE_LENGTH: Final = 256

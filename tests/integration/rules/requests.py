@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.integration.api import Api, Object, path_of
+from tests.integration.rules.offline import assert_same_verdict
 
 NAMESPACE = "default"
 """A dry run stores nothing, so one namespace is enough."""
@@ -37,11 +38,19 @@ class Verdict:
         return [cause.message for cause in self.causes if cause.field == named]
 
 
-def try_create(api: Api, manifest: Object, field_validation: str = "Strict") -> Verdict:
-    """Create with a dry run, with the field validation of kubectl or of another client."""
+def try_create(
+    api: Api, manifest: Object, field_validation: str = "Strict", *, same_offline: bool = True
+) -> Verdict:
+    """Create with a dry run, with the field validation of kubectl or of another client.
+
+    The verdict of `finetune validate` must be the same, unless the API server has other definitions.
+    """
     namespace = manifest["metadata"].get("namespace", "")
     path = f"{path_of(manifest['kind'], namespace)}?dryRun=All&fieldValidation={field_validation}"
-    return _verdict(api.request("POST", path, manifest))
+    verdict = _verdict(api.request("POST", path, manifest))
+    if same_offline and field_validation == "Strict":
+        assert_same_verdict(manifest, verdict.status, verdict.message, verdict.causes)
+    return verdict
 
 
 def try_patch(

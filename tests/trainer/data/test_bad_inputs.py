@@ -41,7 +41,7 @@ LINES: list[tuple[bytes, Code, str]] = [
     (
         b'{"prompt": "a", "label": "b"}',
         Code.FIELD_MISSING,
-        '"completion" is missing (it has "prompt", "label"); expected the field "completion"; add it, or map',
+        '"completion" is missing (it has "prompt", "label"); expected the field "completion"; add it, or set',
     ),
     (
         b'{"prompt": "", "completion": "b"}',
@@ -715,8 +715,8 @@ FILES: list[tuple[bytes, Code, str]] = [
     (b"\xff\xfe\x00\x00p\x00\x00\x00", Code.FILE_UNKNOWN, "the file is UTF-32 text"),
     (
         b"PK\x03\x04...",
-        Code.FILE_UNKNOWN,
-        "the file is a ZIP archive or a spreadsheet; expected JSON Lines or",
+        Code.FILE_DAMAGED,
+        "the workbook is damaged: it has no end; expected a complete .xlsx file; save it again",
     ),
     (b"%PDF-1.7", Code.FILE_UNKNOWN, "the file is PDF; expected JSON Lines or CSV in UTF-8; export the rows"),
     (
@@ -727,7 +727,7 @@ FILES: list[tuple[bytes, Code, str]] = [
     (
         b"hello\n",
         Code.FILE_UNKNOWN,
-        "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
+        "the file has one column: its first line has no comma, semicolon or tab, and is not a JSON object",
     ),
     (b"prompt|completion\na|b\n", Code.HEADER, 'the header is separated by "|"; expected commas'),
     (
@@ -735,7 +735,7 @@ FILES: list[tuple[bytes, Code, str]] = [
         Code.FILE_UNKNOWN,
         (
             'the rows have the fields "text", "label"; expected "prompt" and "completion", or "messages"; set'
-            " columns.prompt: text and columns.completion: label"
+            " columns: {prompt: text, completion: label}"
         ),
     ),
     (
@@ -743,7 +743,7 @@ FILES: list[tuple[bytes, Code, str]] = [
         Code.HEADER,
         (
             'the header has no column "prompt", "completion", but "text", "label"; expected the '
-            'columns "prompt", "completion"; set columns.prompt: text and columns.completion: label'
+            'columns "prompt", "completion"; set columns: {prompt: text, completion: label}'
         ),
     ),
     (

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from finetune_trainer.preflight.base_model import model_files, open_model, store
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
+from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext, StageMeter
 from finetune_trainer.store import download_lock
@@ -161,15 +163,29 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
     assert len([path for path in models.iterdir() if path.name != "by-source"]) == 1
 
 
+class Pauses(Stop):
+    """The stop of a stage, which also says when the stage first pauses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.begun.set()
+        return super().wait(timeout)
+
+
 def test_runs_that_start_together_download_a_model_once(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_lock, "POLL_SECONDS", 0.05)
-    begun = threading.Event()
+    begun, waiting = threading.Event(), Pauses()
     download = RemoteSource.download
 
     def slow(self: RemoteSource, *arguments: Any) -> None:
         begun.set()
+        # Here both runs are threads, and the start of the second one closes the hub's client of the process.
+        assert waiting.begun.wait(DEADLINE_SECONDS)
         download(self, *arguments)
 
     monkeypatch.setattr(RemoteSource, "download", slow)
@@ -177,7 +193,7 @@ def test_runs_that_start_together_download_a_model_once(
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(store_base_model, configs[0], bench.context())
         assert begun.wait(DEADLINE_SECONDS)
-        second = pool.submit(store_base_model, configs[1], bench.context())
+        second = pool.submit(store_base_model, configs[1], replace(bench.context(), stop=waiting))
 
         assert second.result() == first.result()
 

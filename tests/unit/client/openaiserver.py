@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from finetune_client.endpoint import Endpoint
 
@@ -15,8 +15,14 @@ class OpenAIServer(BaseHTTPRequestHandler):
     """Answers with the model's name.
 
     Every second request to the model `flaky` gets an error, each first attempt at `busy` and each one at
-    `overloaded` is refused, and `slow` answers when a test permits it.
+    `overloaded` is refused, and `slow` answers when a test permits it. Models of SPOKEN stream these pieces.
     """
+
+    SPOKEN: ClassVar[dict[str, tuple[dict[str, str], ...]]] = {
+        "thinking": ({"reasoning": "hm"}, {"content": "dispatch"}, {"content": "-bay"}),
+        "hostile": ({"content": "\x1b]0;owned\x07"}, {"content": "\x9b31mred\rover\tand\nout"}),
+    }
+    bodies: ClassVar[list[dict[str, Any]]] = []
 
     asked = open = most_open = 0
     lock = threading.Lock()
@@ -26,6 +32,7 @@ class OpenAIServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.bodies.append(body)
         model, attempt = body["model"], int(self.headers["x-stainless-retry-count"])
         with self.lock:
             self.keys.append(self.headers["Authorization"])
@@ -55,8 +62,12 @@ class OpenAIServer(BaseHTTPRequestHandler):
         if body.get("stream"):
             answer["object"] = "chat.completion.chunk"
             reason = None if body["model"] == "cut" else "stop"
-            answer["choices"] = [{"index": 0, "finish_reason": reason, "delta": message}]
-            content = f"data: {json.dumps(answer)}\n\n".encode()
+            deltas = self.SPOKEN.get(body["model"], (message,))
+            content = b""
+            for number, delta in enumerate(deltas, 1):
+                end = reason if number == len(deltas) else None
+                answer["choices"] = [{"index": 0, "finish_reason": end, "delta": delta}]
+                content += f"data: {json.dumps(answer)}\n\n".encode()
         self.send_response(500 if broken else 200)
         self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -75,6 +86,7 @@ def serving() -> Iterator[Endpoint]:
     OpenAIServer.open = OpenAIServer.most_open = 0
     OpenAIServer.answers = threading.Semaphore(0)
     OpenAIServer.keys.clear()
+    OpenAIServer.bodies.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), OpenAIServer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -29,7 +29,7 @@ class Cluster(Access):
 
     @override
     def kubectl_command(self, *arguments: str) -> list[str]:
-        assert arguments == ("proxy", "--port=0")
+        self.arguments = arguments
         return [sys.executable, "-c", f"import time; print({self.line!r}, flush=True); time.sleep(60)"]
 
 
@@ -51,6 +51,7 @@ def test_another_service_is_reached_through_the_proxy_of_the_api_server(closed_p
     cluster = Cluster(closed_port, "Starting to serve on 127.0.0.1:8001")
     with open_endpoint(cluster, "support", "team") as endpoint:
         path = f"api/v1/namespaces/team/services/support:{closed_port}/proxy/v1"
+        assert cluster.arguments == ("proxy", "--port=0")
         assert (endpoint.url, endpoint.proxied) == (f"http://127.0.0.1:8001/{path}", True)
 
 
@@ -60,6 +61,14 @@ def test_a_proxy_that_does_not_start_is_an_error_with_its_message(closed_port: i
         open_endpoint(Cluster(closed_port, "no credentials"), "support", "team"),
     ):
         pass
+
+
+def test_a_key_goes_through_a_forwarded_port_because_the_api_server_would_take_it(closed_port: int) -> None:
+    cluster = Cluster(closed_port, "Forwarding from 127.0.0.1:40123 -> 8000")
+    with open_endpoint(cluster, "support", "team", "sk-1") as endpoint:
+        assert (endpoint.url, endpoint.key, endpoint.proxied) == ("http://127.0.0.1:40123/v1", "sk-1", False)
+    forwarded = ("port-forward", "--namespace=team", "service/support", f":{closed_port}")
+    assert cluster.arguments == (*forwarded, "--address=127.0.0.1")
 
 
 def test_requests_through_the_api_server_carry_no_key() -> None:

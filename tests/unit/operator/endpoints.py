@@ -9,8 +9,8 @@ from typing import Any
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import PROFILE, REVISION, RUN
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.labels import PROFILE, REVISION, RUN
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from tests.unit.operator.memorycluster import MemoryCluster

@@ -1,37 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster in memory that carries out plans, to test the reconcilers without an API server."""
+"""The cluster in memory of local runs, with pods that only a test lets run, to test the reconcilers."""
 
 import json
-from copy import deepcopy
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
-from finetune_operator.api.crd import KINDS_BY_NAME
-from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.api.meta import Resource
+from finetune_client.local.cluster import Cluster, at
+from finetune_operator.api.labels import STAGE
 from finetune_operator.engine import resources
 from finetune_operator.engine.errors import refusal
 from finetune_operator.engine.resources import (
-    HTTP_ROUTE,
     LOCAL_QUEUE,
     PENDING_WORKLOADS,
     WORKLOAD,
     ResourceType,
 )
-from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.observe.admission import UNKNOWN
 from finetune_operator.observe.pod_status import INDEX
-from finetune_operator.plan import Create, Event, Key, Manifest, Plan
+from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.features.peers import KEY_BYTES
 from finetune_operator.reconcile.inputs.related_types import JOB_UID as WORKLOAD_JOB
-from finetune_operator.reconcile.inputs.related_types import LookedUp
-from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
-from finetune_operator.reconcile.registry import KIND_ROWS
-from finetune_operator.reconcile.stages.jobs import JOB_UID
-from finetune_operator.runtime.caches import Caches
-from finetune_operator.runtime.snapshots import SnapshotReader
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress
 from finetune_trainer.contract.configs import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import Progress, StageResult
@@ -43,28 +34,13 @@ FACTS = OperatorFacts(
 )
 NAMESPACE = "team"
 
-ObjectKey = tuple[str, str]
 
-
-def at(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class NameTaken(Exception):
-    """An object with this name that is not ours exists already."""
-
-
-class MemoryCluster:
-    """Objects by kind and name in one namespace; only a test advances the time."""
+class MemoryCluster(Cluster):
+    """A cluster whose objects have known uids. Only a test advances the time, and lets pods run and end."""
 
     def __init__(self, *objects: Manifest, facts: OperatorFacts = FACTS) -> None:
-        self.now = NOW
-        self.facts = facts
-        self.objects: dict[ObjectKey, Manifest] = {}
         self.events: list[Event] = []
         self.log: list[str] = []
-        self.writes = 0
-        self.progress: RunProgress | None = None
         self.is_terminating = False
         self.hides_namespace = False
         """Whether the operator has no right to read the namespace."""
@@ -73,118 +49,46 @@ class MemoryCluster:
         self.positions = UNKNOWN
         """Positions in all queues."""
         self._uids = 0
-        self.caches = Caches()
-        self._reader = SnapshotReader(self.caches)
-        self._watched: dict[ObjectKey, Manifest] = {}
-        """Each object as the caches have it."""
-        self._version = 0
+        super().__init__(facts=facts, namespace=NAMESPACE)
+        self.now = NOW
         for manifest in objects:
             self.add(manifest)
 
     def add(self, manifest: Manifest) -> Manifest:
-        """Store an object as the API server does: with a uid, a generation and a creation time."""
-        stored = deepcopy(manifest)
-        self._uids += 1
-        metadata = stored["metadata"]
-        metadata.setdefault("uid", f"{self._uids:08x}-0000-4000-8000-000000000000")
-        metadata.setdefault("generation", 1)
-        metadata.setdefault("creationTimestamp", at(self.now))
-        if stored["kind"] != "ComputeProfile":
-            metadata.setdefault("namespace", NAMESPACE)
-        if stored["kind"] in KINDS_BY_NAME:
-            stored.setdefault("status", {"observedGeneration": -1})
+        """Store an object. A Job starts, as the Job controller starts it."""
+        stored = super().add(manifest)
         if stored["kind"] == "Job":
-            # As the Job controller does.
             is_suspended = stored.get("spec", {}).get("suspend", False)
             stored.setdefault("status", {} if is_suspended else {"startTime": at(self.now)})
-        if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
-            metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
-        self.objects[stored["kind"], metadata["name"]] = stored
         return stored
 
-    def change(self, kind: str, name: str, **spec: Any) -> None:
-        """Edit fields of a spec."""
-        manifest = self.objects[kind, name]
-        manifest["spec"].update(spec)
-        manifest["metadata"]["generation"] += 1
+    def new_uid(self) -> str:
+        self._uids += 1
+        return f"{self._uids:08x}-0000-4000-8000-000000000000"
+
+    def entropy(self) -> bytes:
+        return bytes(KEY_BYTES)
+
+    def count(self, entry: str) -> None:
+        super().count(entry)
+        self.log.append(entry)
+
+    def record(self, about: Manifest, event: Event) -> None:  # noqa: ARG002 - each event of a test is kept
+        self.events.append(event)
+        self.log.append(f"event {event.reason}")
 
     def annotate(self, kind: str, name: str, **annotations: str) -> None:
         """Set our annotations, which do not change the generation; `_` in a name means `-`."""
         own = {f"finetune.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}
         self.objects[kind, name]["metadata"].setdefault("annotations", {}).update(own)
 
-    def delete(self, kind: str, name: str) -> None:
-        """Delete an object; it is terminating while it has finalizers."""
-        metadata = self.objects[kind, name]["metadata"]
-        if metadata.get("finalizers"):
-            metadata.setdefault("deletionTimestamp", at(self.now))
-        else:
-            self.remove(kind, name)
-
-    def remove(self, kind: str, name: str) -> None:
-        """Remove an object and its dependents."""
-        gone = self.objects.pop((kind, name))
-        for key, child in list(self.objects.items()):
-            if _controller(child) == gone["metadata"]["uid"]:
-                self.remove(*key)
-
-    def of(self, kind: str) -> dict[str, Manifest]:
-        return {name: manifest for (each, name), manifest in self.objects.items() if each == kind}
-
-    def get(self, kind: str, name: str) -> Resource:
-        return KINDS_BY_NAME[kind].model.model_validate(self.objects[kind, name])
-
-    def job(self, name: str) -> FineTuneJob:
-        return FineTuneJob.model_validate(self.objects["FineTuneJob", name])
-
-    def reader(self) -> SnapshotReader:
-        """The caches of a process that has watched all objects."""
-        for key, watched in list(self._watched.items()):
-            if _identity_of(self.objects.get(key)) != _identity_of(watched):
-                self._watch(self._watched.pop(key), "DELETED")
-        for key, manifest in self.objects.items():
-            if key[0] in self.caches.by_kind and manifest != self._watched.get(key):
-                # A test may change the object in place, but not what the caches have.
-                self._watched[key] = deepcopy(manifest)
-                self._watch(self._watched[key], "MODIFIED")
-        return self._reader
-
-    def _watch(self, manifest: Manifest, event: Literal["DELETED", "MODIFIED"]) -> None:
-        self._version += 1
-        metadata = {**manifest["metadata"], "resourceVersion": str(self._version)}
-        store = self.caches.by_kind[manifest["kind"]]
-        (store.remove if event == "DELETED" else store.put)({**manifest, "metadata": metadata})
-
-    def snapshot(self, kind: str, name: str) -> tuple[Resource, Snapshot]:
-        """The object, and the snapshot of a pass over it."""
-        reader = self.reader()
-        namespace = NAMESPACE if KINDS_BY_NAME[kind].namespaced else ""
-        resource = reader.resource(Key(kind, namespace, name))
-        if resource is None:
-            raise KeyError(f"{kind} {name} is not there, or cannot be read")
-        snapshot = reader.snapshot(
-            resource,
-            now=self.now,
-            facts=self.facts,
-            entropy=bytes(KEY_BYTES),
-            service_accounts=frozenset(self.of("ServiceAccount")),
-            progress=self.progress,
-        )
-        return resource, replace(snapshot, looked_up=self._looked_up(resource, snapshot))
-
-    def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:
-        needs = {**KIND_ROWS[resource.kind].needs(resource, snapshot)}
-        if resource.metadata.deletion_timestamp is not None:
-            needs[resources.NAMESPACE] = frozenset({NAMESPACE})
-        return {type_: {name: self._find(type_, name) for name in needs[type_]} for type_ in needs}
-
-    def _find(self, type_: ResourceType, name: str) -> Manifest | None:
+    def find(self, type_: ResourceType, name: str) -> Manifest | None:
         if type_ == resources.NAMESPACE:
             return self._namespace(name)
         if type_ == PENDING_WORKLOADS:
             return {"kind": "PendingWorkloadsSummary", "metadata": {}, "positions": self.positions}
         if type_ not in (LOCAL_QUEUE, WORKLOAD):
-            return self.of(type_.kind).get(name)
+            return super().find(type_, name)
         if self.kueue is not None:
             return refusal(self.kueue, f"{type_.plural} are not installed")
         found = self.of(type_.kind)
@@ -200,91 +104,6 @@ class MemoryCluster:
         found = self.of("Namespace").get(name, {"kind": "Namespace", "metadata": {"name": name}})
         times = {"deletionTimestamp": at(self.now)} if self.is_terminating else {}
         return {**found, "metadata": {**found["metadata"], **times}}
-
-    def plan(self, kind: str, name: str) -> Plan:
-        """The plan of a pass over this object."""
-        return KIND_ROWS[kind].reconcile(*self.snapshot(kind, name))
-
-    def reconcile(self, kind: str, name: str) -> Plan:
-        """Carry out one pass over this object."""
-        plan = self.plan(kind, name)
-        self.carry_out(kind, name, plan)
-        return plan
-
-    def carry_out(self, kind: str, name: str, plan: Plan, *, crash_before_status: bool = False) -> None:
-        for create in plan.create:
-            self._create(create)
-        for apply in plan.apply:
-            self._apply(apply.manifest)
-        for delete in plan.delete:
-            self._wrote(f"delete {delete.manifest['metadata']['name']}")
-            self.delete(delete.manifest["kind"], delete.manifest["metadata"]["name"])
-        if crash_before_status:
-            return
-        stored = self.objects[kind, name]
-        if plan.status is not None and plan.status != stored["status"]:
-            self.writes += 1
-            stored["status"] = deepcopy(plan.status)
-        self.events.extend(plan.events)
-        self.log.extend(f"event {event.reason}" for event in plan.events)
-        if plan.metadata is not None:
-            self.writes += 1
-            self._write_metadata(kind, name, plan.metadata)
-
-    def _write_metadata(self, kind: str, name: str, new: Manifest) -> None:
-        metadata = self.objects[kind, name]["metadata"]
-        metadata["annotations"] = {**metadata.get("annotations", {}), **new.get("annotations", {})}
-        metadata["finalizers"] = new.get("finalizers", metadata.get("finalizers", []))
-        if "deletionTimestamp" in metadata and not metadata["finalizers"]:
-            self.remove(kind, name)
-
-    def _create(self, create: Create) -> None:
-        key = create.manifest["kind"], create.manifest["metadata"]["name"]
-        existing = self.objects.get(key)
-        if existing is None:
-            self._wrote(f"create {' '.join(key)}")
-            self.add(create.manifest)
-        elif create.same not in {"Any", "Unread"} and _identity(create, existing) != _identity(
-            create, create.manifest
-        ):
-            raise NameTaken(key)
-
-    def _apply(self, manifest: Manifest) -> None:
-        """Apply as the executor does: no write if nothing changes, and only to the object that was seen."""
-        key = manifest["kind"], manifest["metadata"]["name"]
-        existing = self.objects.get(key)
-        if existing is None:
-            self._wrote(f"apply {' '.join(key)}")
-            self.add(manifest)
-            return
-        metadata = existing["metadata"]
-        if manifest["metadata"].get("uid", metadata["uid"]) != metadata["uid"]:
-            raise NameTaken(key)
-        annotations = {**metadata.get("annotations", {}), **manifest["metadata"].get("annotations", {})}
-        applied = {**existing, "spec": {**existing["spec"], **manifest["spec"]}}
-        if annotations:
-            applied["metadata"] = {**metadata, "annotations": annotations}
-        if applied != existing:
-            self._wrote(f"apply {' '.join(key)}")
-            if manifest["kind"] == HTTP_ROUTE.kind:
-                # Of other kinds no test observes the generation.
-                applied["metadata"] = {**applied["metadata"], "generation": metadata["generation"] + 1}
-            self.objects[key] = applied
-
-    def _wrote(self, entry: str) -> None:
-        self.writes += 1
-        self.log.append(entry)
-
-    def settle(self) -> None:
-        """Reconcile all objects until nothing changes any more."""
-        for _ in range(50):
-            before = self.writes
-            for kind, name in list(self.objects):
-                if kind in KIND_ROWS and (kind, name) in self.objects:
-                    self.reconcile(kind, name)
-            if self.writes == before:
-                return
-        raise AssertionError("the reconcilers do not settle")
 
     def stage_job(self, stage: str) -> Manifest:
         """The only Job of this stage, or the only one that has not ended."""
@@ -392,15 +211,6 @@ class MemoryCluster:
     def succeed(self, stage: str, result: StageResult, after: int = 0) -> None:
         self.end(stage, result.to_json(), after=after)
 
-    def condition(self, kind: str, name: str, type_: str) -> Manifest | None:
-        conditions = self.objects[kind, name]["status"].get("conditions", ())
-        return next((condition for condition in conditions if condition["type"] == type_), None)
-
-    def states(self, kind: str, name: str) -> dict[str, str]:
-        """The conditions that are True, with their reasons."""
-        conditions = self.objects[kind, name]["status"].get("conditions", ())
-        return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
-
 
 def _bound(job: Manifest, part: Manifest) -> Manifest:
     """A container state whose message, if it is a result, repeats what binds it to the Job."""
@@ -416,27 +226,7 @@ def _bound(job: Manifest, part: Manifest) -> Manifest:
     return {**part, "message": json.dumps({**given, **result})}
 
 
-def _identity(create: Create, manifest: Manifest) -> str | None:
-    if create.same == "Controller":
-        return _controller(manifest)
-    digest: str = manifest["spec"]["digest"]
-    return digest
-
-
 def _state(pod: Manifest) -> Manifest:
     """State of the pod's container; empty before it has one."""
     statuses: list[Manifest] = pod.get("status", {}).get("containerStatuses", [])
     return next((status["state"] for status in statuses), {})
-
-
-def _identity_of(manifest: Manifest | None) -> tuple[str, ...] | None:
-    """An object with this uid in another namespace is another object."""
-    if manifest is None:
-        return None
-    metadata = manifest["metadata"]
-    return metadata.get("namespace", ""), metadata["uid"]
-
-
-def _controller(manifest: Manifest) -> str | None:
-    owners = manifest["metadata"].get("ownerReferences", ())
-    return next((owner["uid"] for owner in owners if owner.get("controller")), None)

@@ -4,9 +4,10 @@
 from datetime import timedelta
 from typing import Any
 
+from finetune_client.local.cluster import at
 from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.plan import Manifest
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,
     HYPERPARAMETERS,

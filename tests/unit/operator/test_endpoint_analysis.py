@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.labels import RUN
 from finetune_operator.engine.resources import POD
-from finetune_operator.manifests.labels import RUN
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve, wanted_revision

@@ -5,7 +5,8 @@ import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.inference_deployment import EndpointCost
-from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.api.labels import PROFILE
+from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.plan import Manifest
 from tests.unit.operator.endpoints import EndpointCluster, profile, rolling, serving, serving_pod
 

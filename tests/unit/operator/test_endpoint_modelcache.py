@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs import CONFIG_ADAPTER
 from finetune_trainer.contract.serving import FetchConfig, FillConfig

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.api.labels import REVISION
 from finetune_operator.plan import Manifest
 from tests.networkpolicies import Pod, admits
 from tests.unit.operator.endpoints import checkpoint, rolling, serving

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_operator.api.labels import REVISION
 from finetune_operator.api.rollout_strategy import RollingUpdate
-from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.strategies import RollingLimits
 from tests.unit.operator.endpoints import (

@@ -7,9 +7,9 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import REVISION, RUN
 from finetune_operator.api.pod_resources import quantity_value
 from finetune_operator.manifests.engines.engine_table import ENGINES
-from finetune_operator.manifests.labels import REVISION, RUN
 from finetune_operator.stage_table import STAGES
 from finetune_trainer.contract.serving import EngineName
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import STAGE
+from finetune_client.local.cluster import at
+from finetune_operator.api.labels import STAGE
 from tests.unit.operator.evaluations import (
     EVALUATION,
     EVALUATION_UID,
@@ -19,7 +20,7 @@ from tests.unit.operator.evaluations import (
     second_checkpoint,
     trained_cluster,
 )
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT
 
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
+from finetune_operator.api.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.engine.resources import JOB, ResourceType
-from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.related_types import RELATED_TYPES, Child, Lookup, Needs
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot

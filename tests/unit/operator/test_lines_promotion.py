@@ -9,7 +9,8 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import NEVER_PROMOTED
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_end_of_run, decide_promotion
+from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.promotion import decide_end_of_run, decide_promotion
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import lenient_validator
 from tests.unit.operator.runobjects import JOB_UID, digest, finetunejob

@@ -3,7 +3,12 @@
 
 import pytest
 
-from finetune_operator.manifests.pod_protection import allow, build_network_policy, namespaces_with, pods_with
+from finetune_operator.manifests.network_policies import (
+    allow,
+    build_network_policy,
+    namespaces_with,
+    pods_with,
+)
 from tests.unit.operator.endpoints import endpoint
 
 

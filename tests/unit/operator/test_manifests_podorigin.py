@@ -4,7 +4,7 @@
 from typing import Any
 
 from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileSpec
-from finetune_operator.manifests.pod_shape import SHAPES_NO_PODS, SHAPES_PODS, profile_digest
+from finetune_operator.manifests.pod_origin import SHAPES_NO_PODS, SHAPES_PODS, profile_digest
 from tests.unit.operator.runobjects import profile
 
 

@@ -5,11 +5,12 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.engine.resources import EVENT
 from finetune_operator.observe.job_problems import RECHECK_SECONDS
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.registry import KIND_ROWS
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB
 from tests.unit.operator.runsteps import reached
 

@@ -5,13 +5,14 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.engine.resources import PENDING_WORKLOADS
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.admission import QueuePosition, slim_summary
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.platform.queues import admission_needs
 from tests.unit.operator.endpoints import EndpointCluster, rolling, serving_pod
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB
 from tests.unit.operator.runsteps import reached
 

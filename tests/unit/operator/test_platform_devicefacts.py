@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.reconcile.platform.profiles import device_facts
-from finetune_trainer.contract.prediction import CARDS, GIBIBYTE, find_card
+from finetune_trainer.contract.accelerators import CARDS, GIBIBYTE, find_card
 from tests.unit.operator.runobjects import profile
 
 L4 = ("NVIDIA-L4", 22 * GIBIBYTE, 121.0)
@@ -51,7 +51,7 @@ def test_the_table_has_plausible_figures(product: str) -> None:
     assert 50 <= card.peak_teraflops <= 2600
 
 
-def test_the_page_on_training_lists_the_known_cards() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+def test_the_page_on_devices_lists_the_known_cards() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "devices.md").read_text()
     listed = page.partition("\nKnown are,")[2].partition(".\n")[0]
     assert re.findall(r"`([^`]+)`", listed) == list(CARDS)

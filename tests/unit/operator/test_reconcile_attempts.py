@@ -5,9 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.vocabulary import ExitCode
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, trained
 from tests.unit.operator.runsteps import reached
 

@@ -5,11 +5,12 @@ from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_client.local.cluster import at
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.scheduling import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving_pod
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
-from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at
+from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import JOB, finetunejob, preflighted, profile, trained
 from tests.unit.operator.runsteps import reached, started
 

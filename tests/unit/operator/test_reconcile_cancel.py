@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_operator.reconcile.registry import KIND_ROWS
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
     JOB,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.stage_status import MAX_ENDED_PODS
 from finetune_operator.plan import Manifest
@@ -23,7 +24,7 @@ from tests.unit.operator.evaluations import (
     second_checkpoint,
     trained_cluster,
 )
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.nodesteps import both_run, ended, training
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, evaluated, failed, trained
 from tests.unit.operator.runsteps import reached

@@ -5,8 +5,9 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_trainer.contract.configs import TrainConfig
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.nodesteps import (
     TWO,
     both_run,

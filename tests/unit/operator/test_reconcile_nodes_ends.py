@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_trainer.contract.vocabulary import ExitCode
-from tests.unit.operator.memorycluster import at
 from tests.unit.operator.nodesteps import (
     both_run,
     ended,

@@ -3,7 +3,8 @@
 
 from datetime import timedelta
 
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from finetune_client.local.cluster import at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, JOB_UID
 from tests.unit.operator.runsteps import ended, reached
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.reconcile.finetunejob.identity import mark
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, trained
 from tests.unit.operator.runsteps import reached
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.api.meta import ObjectMeta, Resource
 from finetune_operator.manifests.labels import FINALIZER, STORE, stage_job_name
 from finetune_operator.plan import Manifest
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
     DATASET,

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import FINALIZER, OPERATOR, RECORDED_AT
+from finetune_client.local.cluster import at
+from finetune_operator.api.labels import OPERATOR
+from finetune_operator.manifests.labels import FINALIZER, RECORDED_AT
 from finetune_operator.plan import Manifest, Plan
-from tests.unit.operator.memorycluster import NOW, MemoryCluster, at
+from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, DATASET, VERSION, finetunejob
 from tests.unit.operator.runsteps import ended
 

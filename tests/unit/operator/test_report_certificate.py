@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from finetune_operator.report.certificate import Certificate, make
+from finetune_operator.engine.http_server import Certificate, make_certificate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
 def certificate() -> Certificate:
-    return make("report", "finetune-system", datetime.now(UTC))
+    return make_certificate("report", "finetune-system", datetime.now(UTC))
 
 
 def shake_hands(certificate: Certificate, ca: str, host: str) -> None:
@@ -56,13 +56,13 @@ def test_another_name_is_not_trusted(certificate: Certificate) -> None:
 
 
 def test_another_ca_is_not_trusted(certificate: Certificate) -> None:
-    other = make("report", "finetune-system", datetime.now(UTC))
+    other = make_certificate("report", "finetune-system", datetime.now(UTC))
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(certificate, other.ca, "report.finetune-system.svc")
 
 
 def test_it_lasts_ten_years() -> None:
-    made = make("report", "finetune-system", NOW)
+    made = make_certificate("report", "finetune-system", NOW)
     for pem in (made.ca, made.certificate):
         parsed = x509.load_pem_x509_certificate(pem.encode())
         assert parsed.not_valid_after_utc == NOW + timedelta(days=3650)

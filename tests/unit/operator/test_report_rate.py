@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate limits by token buckets."""
 
-from finetune_operator.report.authorization import KeyedTokenBuckets, TokenBucket
+from finetune_operator.engine.token_reviews import KeyedTokenBuckets, TokenBucket
 
 
 class Clock:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.report.authorization import (
+from finetune_operator.engine.token_reviews import (
     MAX_REMEMBERED,
     REVIEW_BURST,
     SOURCE_REVIEW_BURST,

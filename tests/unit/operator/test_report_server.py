@@ -11,15 +11,11 @@ from kubernetes.aio.client import Configuration
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
+from finetune_operator.engine.http_server import make_certificate
 from finetune_operator.engine.resources import ResourceTypes
+from finetune_operator.engine.token_reviews import REVIEW_BURST, SOURCE_REVIEW_BURST, TooManyReviews
 from finetune_operator.metrics.process_metrics import OperatorMetrics
-from finetune_operator.report import certificate
-from finetune_operator.report.authorization import (
-    REVIEW_BURST,
-    SOURCE_REVIEW_BURST,
-    Authorizer,
-    TooManyReviews,
-)
+from finetune_operator.report.authorization import Authorizer
 from finetune_operator.report.progress_cache import ProgressCache
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
@@ -40,7 +36,7 @@ class Endpoint:
         self.server = ReportServer(
             Authorizer(self.cluster, Caches().by_kind), board, lambda: self.active, self.metrics.reported
         )
-        self.certificate = certificate.make("localhost", "x", datetime.now(UTC))
+        self.certificate = make_certificate("localhost", "x", datetime.now(UTC))
         self.port = free_port()
         context = ssl.create_default_context(cadata=self.certificate.ca)
         self.client = httpx.AsyncClient(verify=context, trust_env=False, timeout=30)

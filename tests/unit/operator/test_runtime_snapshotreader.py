@@ -8,6 +8,7 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.labels import OWNER_KIND, RUN
 from finetune_operator.engine.resources import (
     DEPLOYMENT,
     JOB,
@@ -16,7 +17,6 @@ from finetune_operator.engine.resources import (
     POD_DISRUPTION_BUDGET,
     SERVICE,
 )
-from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from finetune_operator.reconcile.records.retention import versions_of

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.manifests.labels import TEMPLATE_DIGEST
 from finetune_trainer.contract.results import Progress
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
-from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
+from tests.unit.operator.memorycluster import FACTS, MemoryCluster
 from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile
 from tests.unit.operator.runsteps import reached
 

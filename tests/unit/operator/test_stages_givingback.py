@@ -7,12 +7,13 @@ from typing import Final
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.retries import count_failure, due_at
 from finetune_trainer.contract.vocabulary import Stage
-from tests.unit.operator.memorycluster import NOW, MemoryCluster, at
+from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.nodesteps import running, training
 from tests.unit.operator.runobjects import JOB, profile
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from finetune_client.local.cluster import at
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.jobs import JOB_UID
 from finetune_trainer.contract.results import StageResult
-from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
     DATASET,

@@ -14,7 +14,7 @@ from finetune_operator.status.prediction import (
     predicted_message,
     predicted_status,
 )
-from finetune_trainer.contract.prediction import GIBIBYTE, DeviceFacts
+from finetune_trainer.contract.accelerators import GIBIBYTE, DeviceFacts
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
 H100 = "NVIDIA-H100-80GB-HBM3"

@@ -9,13 +9,12 @@ import pytest
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus, Gate, Score
 from finetune_operator.api.finetune_job_status import ProgressStatus
-from finetune_operator.api.meta import ReservedValues
+from finetune_operator.api.meta import ReservedValues, find_unimplemented
 from finetune_operator.api.stage_status import Cost, StageUsage
 from finetune_operator.observe.device_usage import finish_stage, stage_usage
 from finetune_operator.observe.pod_status import Price, add_cost
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import complete_stage, display, duration_text, merge_report, score_text
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.results import Progress
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)

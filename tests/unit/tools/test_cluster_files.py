@@ -74,6 +74,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(toolchain, "download", lambda *_: tmp_path / "module")
+    monkeypatch.setattr(toolchain, "go_compiler", lambda: "go")
     return tmp_path / "module"
 
 

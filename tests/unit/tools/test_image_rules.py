@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tools.bootstrap.skips import NO_TORCH, has_torch
 from tools.bootstrap.uv import ROOT
 from tools.images.base import DEFAULT, PINNED, require_pinned
 from tools.images.bill import BUDGETS, check_budget
 from tools.images.buildah import ImageError
 
+needs_torch = pytest.mark.skipif(not has_torch(), reason=NO_TORCH)
 DIGEST = "sha256:" + "0a" * 32
 DOCKERFILES = [ROOT / "operator" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile"]
 
@@ -76,6 +78,7 @@ def test_the_cuda_image_compiles_triton_s_driver_as_it_is_built() -> None:
     assert "gcc" not in stages["python"]
 
 
+@needs_torch
 def test_an_image_without_a_compiler_is_not_built() -> None:
     checked = subprocess.run(
         [sys.executable, COMPILER_CHECK],
@@ -89,6 +92,7 @@ def test_an_image_without_a_compiler_is_not_built() -> None:
     assert "Failed to find C compiler" in checked.stderr
 
 
+@needs_torch
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler here")
 def test_with_a_compiler_triton_s_driver_is_built() -> None:
     subprocess.run([sys.executable, COMPILER_CHECK], check=True)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tools.bench.page import END, PAGE
 from tools.bench.start.serving import ServingStart
+from tools.bootstrap.skips import NO_TORCH, has_torch
 from tools.peers import vllm
 from tools.peers.serving import __main__ as command
 from tools.peers.serving import eitherway, streams
@@ -79,6 +80,7 @@ def test_the_cost_is_processor_time_per_thousand_tokens() -> None:
     assert (ALONE.rate, ALONE.cost) == (100, 9)
 
 
+@pytest.mark.skipif(not has_torch(), reason=NO_TORCH)
 @pytest.mark.parametrize(
     ("middleware", "service", "code"), [(0.99, 0.995, 0), (0.97, 1.05, 1), (0.99, 0.985, 1)]
 )

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from finetune_operator.api.labels import OWNER_NAME
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Unavailable
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import OWNER_NAME
 from finetune_operator.plan import Manifest
 from tools.bench.operator import control_planes, workload
 from tools.bench.operator.bench_kubelet import BenchKubelet

@@ -12,7 +12,8 @@ from finetune_operator.api.meta import API_VERSION
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_operator.reconcile.model_lines import CheckpointIndex, decide_promotion
+from finetune_operator.reconcile.model_lines import CheckpointIndex
+from finetune_operator.reconcile.promotion import decide_promotion
 
 Object = dict[str, Any]
 

@@ -2,10 +2,12 @@
 """`finetune-check FILE…`: check whether rows can be trained on."""
 
 import logging
+import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
@@ -28,6 +30,7 @@ from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.rows import SPLIT_FILES
 
 if TYPE_CHECKING:
+    from finetune_trainer.data.column_guess import ColumnGuess
     from finetune_trainer.report.document import Document
 
 WARNINGS: Final = 1
@@ -70,6 +73,7 @@ def _output(text: str, **settings: Any) -> Any:
 
 @app.command(no_args_is_help=True)
 def check(
+    context: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -177,6 +181,8 @@ def check(
 ) -> None:
     """Check rows as the cluster does, without a cluster: format, invalid rows, duplicates, splits.
 
+    Columns that no option names are guessed by their names, such as question and answer.
+
     Exit code 0: clean. 1: warnings only. 2: unusable rows or files, or invalid options.
     """
     columns_by_option = {
@@ -216,13 +222,17 @@ def check(
     try:
         sources = find_files(files)
         require_writable(sources, report, html, output)
+        guess = _guess(sources[0], recipe)
+        if guess is not None and guess.names is not None:
+            recipe = replace(recipe, names=guess.names)
         found = _prepare(sources, recipe, " ".join(files), output)
         write(found, report, html)
     except (NotFound, TooLarge, FileUnreadable) as error:
         _end(str(error))
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    _show(found, problems, report, html, output)
+    _show(found, guess, f"{context.command_path} {shlex.join(files)}", problems)
+    _show_written(report, html, output)
     raise typer.Exit(INVALID if found["errorCount"] else WARNINGS if found["warningCount"] else 0)
 
 
@@ -239,6 +249,12 @@ def main() -> None:
     except Exception:
         logger.exception("finetune-check failed; please report this error with the traceback below")
         sys.exit(FAULT)
+
+
+def _guess(source: SourceFile, recipe: Recipe) -> "ColumnGuess | None":
+    from finetune_trainer.data.column_guess import guess_columns
+
+    return guess_columns(source.unread(), recipe)
 
 
 def _prepare(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
@@ -270,18 +286,23 @@ def _digests(folder: Path) -> tuple[str, dict[SplitName, str]]:
     return manifest.digest, {split: by_path[name] for split, name in SPLIT_FILES.items()}
 
 
-def _show(
-    found: "Document", problems: int, report: Path | None, html: Path | None, output: Path | None
-) -> None:
+def _show(found: "Document", guess: "ColumnGuess | None", command: str, problems: int) -> None:
     from rich.console import Console
 
-    from finetune_trainer.check.terminal import show
+    from finetune_trainer.check.terminal import show, show_guess, show_missing_guess
 
     console = Console(highlight=False)
+    if guess is not None:
+        show_guess(guess, console)
     show(found, console, problems)
+    if guess is not None and guess.names is None:
+        show_missing_guess(guess, console, command)
+
+
+def _show_written(report: Path | None, html: Path | None, output: Path | None) -> None:
     for what, path in (("report", report), ("page", html), ("rows", output)):
         if path is not None:
-            console.print(f"{what} written to {path}", markup=False, soft_wrap=True)
+            typer.echo(f"{what} written to {path}")
 
 
 def _end(message: str) -> None:

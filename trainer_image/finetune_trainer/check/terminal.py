@@ -5,14 +5,21 @@ Preparations that take a while have a progress bar. Hints name options of the co
 of a Dataset.
 """
 
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
+from finetune_trainer.data.column_guess import ColumnGuess
 from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.formats.field_meanings import columns_block
+from finetune_trainer.data.recipe import FieldNames
 from finetune_trainer.data.result import DuplicatePair, RowProblem
+from finetune_trainer.data.row_problems import printable, show_hidden_characters
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.verdicts import (
     DATASET_CODES,
@@ -37,11 +44,13 @@ FIELD: Final = re.compile(
     r"\b(?P<block>split|cleaning|checks|columns)\.(?P<field>[a-z][A-Za-z]*)(?:: (?P<value>[A-Za-z0-9.]+))?"
 )
 FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[A-Za-z]+))?")
+BLOCK: Final = re.compile(r"\bcolumns: (\{[^}]*\})")
 NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
 
 
 def translate_hint(text: str) -> str:
     """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
+    text = BLOCK.sub(lambda found: _column_options(found[1]), text)
     text = FIELD.sub(_option, text)
     text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
     text = re.sub(r"\bset template:? ", "set --template ", text)
@@ -49,6 +58,23 @@ def translate_hint(text: str) -> str:
     text = re.sub(r"(--(?:prompt|template) (?:\"[^\"]+\"|\S+)) and (?=--completion)", r"\1 ", text)
     text = re.sub(r"\bkeepColumns\b", "--keep-column", text)
     return re.sub(r"\bin columns\b", "in --columns", text)
+
+
+def _column_options(block: str) -> str:
+    """Options for a YAML object of roles and columns, such as {prompt: message, completion: team}."""
+    pairs = (part.partition(":") for part in block.strip("{}").split(","))
+    names = {role.strip(): name.strip() for role, _, name in pairs}
+    return column_options(
+        FieldNames(
+            **{role: json.loads(name) if name.startswith('"') else name for role, name in names.items()}
+        )
+    )
+
+
+def column_options(names: FieldNames) -> str:
+    """The options that name these columns, for a shell."""
+    options = ((f"--{each.name}", getattr(names, each.name)) for each in fields(names))
+    return shlex.join(part for option, name in options if name is not None for part in (option, name))
 
 
 def _option(found: re.Match[str]) -> str:
@@ -60,6 +86,62 @@ def _option(found: re.Match[str]) -> str:
 def _value(found: re.Match[str]) -> str:
     value = found["value"]
     return "" if value is None or value == "true" else f" {value}"
+
+
+def show_guess(guess: ColumnGuess, console: "Console") -> None:
+    """Print the columns of a file, and which of them are read as what."""
+    from rich.text import Text
+
+    if guess.names is None:
+        return
+    roles = {each.name: getattr(guess.names, each.name) for each in fields(guess.names)}
+    read = ", ".join(f"{role} = {printable(name)}" for role, name in roles.items() if name is not None)
+    options = " ".join(
+        f"--{role} {'TEXT' if role == 'template' else 'COLUMN'}"
+        for role, name in roles.items()
+        if name is not None
+    )
+    console.print(Text(f"{_shown_columns(guess)}."))
+    console.print(Text(f"Guessed by their names: {read}. To change it: {options}"))
+    console.print(Text(f"In the source of a Dataset: {columns_block(guess.names)}"), soft_wrap=True)
+    console.print()
+
+
+def show_missing_guess(guess: ColumnGuess, console: "Console", command: str) -> None:
+    """Print the columns of a file of which none was guessed, and a command that names two of them."""
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(f"{_shown_columns(guess)}."))
+    if len(guess.columns) == 1:
+        console.print(
+            Text("A row needs a prompt and the answer to learn: add a column with the answers, then run")
+        )
+    elif guess.suggested is None:
+        console.print(Text("Name the column of the prompt and that of the answer, for example"))
+    else:
+        console.print(Text("Their names do not say which is the prompt. By the content, probably:"))
+    names = guess.suggested or FieldNames(
+        prompt=guess.columns[0], completion=[*guess.columns[1:], "COLUMN"][0]
+    )
+    # Not wrapped, so that it can be copied.
+    console.print(Text(f"  {command} {column_options(names)}"), soft_wrap=True)
+
+
+MAX_SHOWN_COLUMNS: Final = 20
+MAX_COLUMN_CHARACTERS: Final = 40
+
+
+def _shown_columns(guess: ColumnGuess) -> str:
+    short = [
+        printable(name if len(name) <= MAX_COLUMN_CHARACTERS else f"{name[: MAX_COLUMN_CHARACTERS - 1]}…")
+        for name in guess.columns[:MAX_SHOWN_COLUMNS]
+    ]
+    more = len(guess.columns) - len(short)
+    noun = "the column" if len(guess.columns) == 1 else "the columns"
+    return (
+        f"{guess.file} ({guess.container}) has {noun} {', '.join(short)}{f' and {more} more' if more else ''}"
+    )
 
 
 MIN_BYTES_FOR_BAR: Final = 4 << 20
@@ -142,15 +224,21 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
     of_rows = [problem for problem in report["problems"] if problem["code"] not in DATASET_CODES]
     of_rows.sort(key=lambda problem: problem["severity"] != "error")
     shown = of_rows[:limit]
-    if shown:
+    # The verdict has the only problem of a file in full.
+    is_in_verdict = len(of_rows) == 1 and of_rows[0]["record"] is None and not report["rows"]
+    if shown and not is_in_verdict:
         table = _table()
-        for name, ratio in (("Where", 20), ("Column", 14), ("What is wrong", 38), ("What to do", 28)):
-            table.add_column(name, ratio=ratio, overflow="fold", min_width=10)
-        for problem in shown:
+        columns = [fold_path(problem["column"] or "", MAX_PATH_WIDTH) for problem in shown]
+        widest = max(len(line) for column in columns for line in column.split("\n"))
+        table.add_column("Where", ratio=20, overflow="fold")
+        table.add_column("Column", width=min(max(widest, len("Column")), MAX_COLUMN_WIDTH), overflow="fold")
+        table.add_column("What is wrong", ratio=38, overflow="fold")
+        table.add_column("What to do", ratio=28, overflow="fold")
+        for problem, column in zip(shown, columns, strict=True):
             what = Text("" if problem["severity"] == "error" else "warning: ", STYLES["warning"])
             table.add_row(
                 Text(position(problem) or "the file"),
-                Text(problem["column"] or ""),
+                Text(column),
                 what.append(_found(problem), "not bold default"),
                 Text(translate_hint(problem["hint"])),
             )
@@ -158,13 +246,32 @@ def _problems(report: Document, console: "Console", limit: int) -> None:
         console.print(table)
     of_all = [problem for problem in report["problems"] if problem["code"] in DATASET_CODES]
     total = report["errorCount"] + report["warningCount"] - len(of_all)
-    if total > len(shown):
+    if total > len(shown) and not is_in_verdict:
         more = count_noun(total - len(shown), "more problem" if shown else "problem")
         _kinds(report, console, f"{more}. All problems by kind:")
     if of_all:
         console.print()
     for problem in of_all:
         _warn(problem, console)
+
+
+MAX_PATH_WIDTH: Final = 16
+"""Width at which paths are folded at their dots."""
+MAX_COLUMN_WIDTH: Final = 24
+"""Width at which parts of a path are folded."""
+
+
+def fold_path(path: str, width: int) -> str:
+    """A path such as `messages[2].tool_calls[0].id` on lines of at most `width` characters, folded at dots.
+
+    A part that is longer has a line of its own.
+    """
+    lines = [""]
+    for part in re.findall(r"\.?[^.]+|\.", path):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _kinds(report: Document, console: "Console", title: str) -> None:
@@ -238,11 +345,16 @@ def _labels(report: Document, console: "Console") -> None:
         table.add_column(split["name"], justify="right", no_wrap=True)
     for label in labels:
         table.add_row(
-            Text(" ".join(label["completion"].split())),
+            Text(_shown_label(label["completion"])),
             *(_share(label["rows"][split["name"]], split["rows"]) for split in report["splits"]),
         )
     console.print()
     console.print(table)
+
+
+def _shown_label(text: str) -> str:
+    """A label on one line, with the outer spaces and hidden characters of a single line visible."""
+    return " ".join(text.split()) if "\n" in text else show_hidden_characters(text)[1:-1]
 
 
 def _share(rows: int, of: int) -> str:

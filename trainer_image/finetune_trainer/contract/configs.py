@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound, PrometheusSource
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
@@ -29,7 +30,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, Requested
 from finetune_trainer.contract.method import Method, RequestedMethod, Sharding
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.own_metrics import CustomMetric, EvaluationTask, Judge
-from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
+from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
 from finetune_trainer.contract.references import (
     ArtifactRef,
     Owner,

@@ -7,6 +7,10 @@ CONFIG_ENV: Final = "FINETUNE_CONFIG"
 MAX_CONFIG_BYTES: Final = 64 * 1024
 """Max size of a config. One environment variable holds at most 131,071 bytes."""
 TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
+TERMINATION_MESSAGE_ENV: Final = "FINETUNE_TERMINATION_MESSAGE"
+"""File for the termination message of a process outside of a pod. It is created."""
+PROGRESS_ENV: Final = "FINETUNE_PROGRESS"
+"""File for the newest progress of a stage outside of a pod, as JSON. It is created and replaced."""
 MAX_TERMINATION_MESSAGE_BYTES: Final = 3500
 """Max size of a result. The kubelet keeps 4,096 bytes for the messages of all containers together."""
 
@@ -62,6 +66,8 @@ REPORT_AUDIENCE: Final = "finetune-report"
 REPORT_PATH: Final = "/v1/reports"
 
 SERVE_PORT: Final = 8000
+SERVE_HOST_ENV: Final = "FINETUNE_SERVE_HOST"
+"""Address on which an endpoint outside of a pod listens. Default: all addresses."""
 METRICS_PORT: Final = 9090
 """Prometheus port of a training pod, and of a pod that serves with vLLM."""
 RENDEZVOUS_PORT: Final = 29500

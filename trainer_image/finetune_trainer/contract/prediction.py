@@ -1,99 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will take: known accelerators, device facts from the operator, and the prediction of preflight.
+"""What training will take: the prediction of preflight."""
 
-`find_card` finds an accelerator by the product name that the nodes of a cluster have as a label. Sources of
-the table: the data sheets of NVIDIA (B200, GB200: DGX and HGX Blackwell; H100, H200, A100, A30, A10, A40, L4,
-L40, L40S, T4, V100; RTX: white papers of the architectures Ampere, Ada and Blackwell), of AWS (A10G: G5
-instances) and of AMD (Instinct MI210, MI300X, MI325X).
-
-- Memory is what the driver offers to programs, rounded to GiB: less than the name says for cards whose
-  GDDR6 memory stores its own error-correcting codes, such as the L4.
-- The peak is that of dense bf16 matrix products with sums in fp32. Data sheets often state twice as much,
-  with structured sparsity. T4 and V100 have no bf16 units: theirs is that of fp16.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from finetune_trainer.contract.base import Contract, SharedPart
-
-GIBIBYTE: Final = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceCard:
-    """One accelerator."""
-
-    name: str
-    """Short name for messages."""
-    memory_gib: int
-    peak_teraflops: float
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.memory_gib * GIBIBYTE
-
-
-CARDS: Final[Mapping[str, DeviceCard]] = {
-    "NVIDIA-GB200": DeviceCard("GB200", 185, 2500),
-    "NVIDIA-B200": DeviceCard("B200", 179, 2250),
-    "NVIDIA-H200": DeviceCard("H200", 140, 989),
-    "NVIDIA-H200-NVL": DeviceCard("H200 NVL", 140, 835),
-    "NVIDIA-H100-80GB-HBM3": DeviceCard("H100", 80, 989),
-    "NVIDIA-H100-PCIe": DeviceCard("H100 PCIe", 80, 756),
-    "NVIDIA-H100-NVL": DeviceCard("H100 NVL", 94, 835),
-    "NVIDIA-A100-SXM4-80GB": DeviceCard("A100", 80, 312),
-    "NVIDIA-A100-80GB-PCIe": DeviceCard("A100 PCIe", 80, 312),
-    "NVIDIA-A100-SXM4-40GB": DeviceCard("A100", 40, 312),
-    "NVIDIA-A100-PCIE-40GB": DeviceCard("A100 PCIe", 40, 312),
-    "NVIDIA-A30": DeviceCard("A30", 24, 165),
-    "NVIDIA-A40": DeviceCard("A40", 45, 149.7),
-    "NVIDIA-A10": DeviceCard("A10", 22, 125),
-    "NVIDIA-A10G": DeviceCard("A10G", 22, 70),
-    "NVIDIA-L4": DeviceCard("L4", 22, 121),
-    "NVIDIA-L40": DeviceCard("L40", 45, 181),
-    "NVIDIA-L40S": DeviceCard("L40S", 45, 362),
-    "Tesla-T4": DeviceCard("T4", 15, 65),
-    "Tesla-V100-SXM2-16GB": DeviceCard("V100", 16, 125),
-    "Tesla-V100-SXM2-32GB": DeviceCard("V100", 32, 125),
-    "Tesla-V100-PCIE-16GB": DeviceCard("V100 PCIe", 16, 112),
-    "Tesla-V100-PCIE-32GB": DeviceCard("V100 PCIe", 32, 112),
-    "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition": DeviceCard("RTX PRO 6000", 95, 503.8),
-    "NVIDIA-RTX-PRO-6000-Blackwell-Workstation-Edition": DeviceCard("RTX PRO 6000", 95, 503.8),
-    "NVIDIA-RTX-6000-Ada-Generation": DeviceCard("RTX 6000 Ada", 47, 364.2),
-    "NVIDIA-RTX-A6000": DeviceCard("RTX A6000", 47, 154.8),
-    "NVIDIA-RTX-A5000": DeviceCard("RTX A5000", 23, 111.1),
-    "NVIDIA-GeForce-RTX-5090": DeviceCard("RTX 5090", 31, 209.5),
-    "NVIDIA-GeForce-RTX-4090": DeviceCard("RTX 4090", 23, 165.2),
-    "NVIDIA-GeForce-RTX-3090": DeviceCard("RTX 3090", 23, 71),
-    "AMD_Instinct_MI325X_OAM": DeviceCard("MI325X", 256, 1307.4),
-    "AMD_Instinct_MI300X_OAM": DeviceCard("MI300X", 192, 1307.4),
-    "AMD_Instinct_MI210": DeviceCard("MI210", 64, 181),
-}
-"""Cards by the node label of `PRODUCT_LABELS`.
-
-A part of a card (MIG) and a card that pods share have labels with a suffix, and so are unknown here.
-"""
-
-PRODUCT_LABELS: Final = ("nvidia.com/gpu.product", "amd.com/gpu.product-name")
-"""Node labels with the product name: of NVIDIA's GPU feature discovery, and of AMD's node labeller."""
-
-_BY_LABEL: Final = {label.lower(): card for label, card in CARDS.items()}
-
-
-def find_card(product: str | None) -> DeviceCard | None:
-    """The card with this product name, in any case; None if it is unknown."""
-    return _BY_LABEL.get((product or "").lower())
-
-
-def gibibytes(size: int) -> str:
-    """GiB of a size in bytes, with two significant digits; all digits from 10 on."""
-    number = size / GIBIBYTE
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
-
+from finetune_trainer.contract.base import Contract
 
 MAX_CHOSEN: Final = 6
 """Max number of sentences in `Prediction.chosen`."""
@@ -102,17 +14,6 @@ OnPredictedOutOfMemory = Literal["Refuse", "Warn"]
 Verdict = Literal["Fits", "Tight", "TooLarge", "Unknown"]
 """Fits: below 0.9 of the device's memory. Tight: between 0.9 and 1.15. TooLarge: above 1.15 with every way to
 need less memory applied. Unknown: the memory of the device is unknown."""
-
-
-class DeviceFacts(SharedPart):
-    """Properties of one device. A field is None if it is unknown."""
-
-    product: Annotated[str | None, Field(max_length=63)] = None
-    """Product name as in the node label `nvidia.com/gpu.product`."""
-    memory_bytes: int | None = None
-    """Memory of one device, in bytes."""
-    peak_teraflops: float | None = None
-    """Peak of dense bf16 matrix products, in 10^12 floating-point operations per second."""
 
 
 class PredictionFields(BaseModel):

@@ -49,7 +49,7 @@ class FetchItem(Contract):
     folder: str
     """Folder name under `MODELS_MOUNT`."""
     probe: Digest | None = None
-    """Digest of what the weights predicted when they were published. None: there is no record."""
+    """Digest of what the weights predicted when they were published. None if no record exists."""
     merged: Digest | None = None
     """Digest of the merged weights, which are derived from the artifact. None: the artifact itself."""
     in_cache: bool = False
@@ -180,7 +180,7 @@ class MergeConfig(Contract):
     """The adapter."""
     base_model: Digest
     probe: Digest | None = None
-    """Digest of what the adapter predicted when it was published. None: there is no record."""
+    """Digest of what the adapter predicted when it was published. None if no record exists."""
 
 
 class MergedWeights(Contract):

@@ -116,6 +116,7 @@ class Preparer:
         # Sources differ only in how their records are read.
         self._recipe = recipes[0]
         self._readers = [BatchReader(recipe) for recipe in recipes]
+        self._names = [recipe.names for recipe in recipes]
         self._scanner = Scanner(self._recipe.checks)
 
     def prepare(self, batch: RowBatch) -> PreparedBatch:
@@ -123,6 +124,7 @@ class Preparer:
         index = RowIndex()
         done = PreparedBatch(index=index, source=batch.source, bytes_read=batch.bytes_read)
         reader = self._readers[batch.source]
+        names = self._names[batch.source]
         for item in reader.read(batch):
             if isinstance(item, InvalidRecord):
                 done.findings.append((item.position, item.issues))
@@ -134,7 +136,7 @@ class Preparer:
             # The split depends on the raw row, so cleaning never moves a row.
             split = split_of(item.raw, self._recipe.division)
             cleaned = clean(item.raw.row, self._recipe.cleaning)
-            row, issues = self._scanner.scan(cleaned)
+            row, issues = self._scanner.scan(cleaned, names)
             if issues:
                 done.findings.append((item.position, issues))
                 if any(issue.severity == "error" for issue in issues):

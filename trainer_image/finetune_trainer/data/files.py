@@ -135,7 +135,7 @@ class _ZstdFrames(io.RawIOBase):
         return True
 
 
-SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
+SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xlsx"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
 ENDINGS: Final = " ".join(sorted(SUFFIXES))
 """The suffixes as a text for messages."""
@@ -204,6 +204,10 @@ class SourceFile:
         self.name = os.fsencode(name or path.name).decode(errors="backslashreplace")
         self._raw: _HashedFile | None = None
 
+    def unread(self) -> "SourceFile":
+        """The same file for another read, with a budget of its own."""
+        return SourceFile(self.path, self.name, root=self._root)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the bytes on disk that were read so far, as 64 hexadecimal digits."""
@@ -247,6 +251,10 @@ class SourceFile:
         """Open the bytes on disk for random access; they do not count as read."""
         with convert_read_errors(self.path), self._open() as file:
             yield io.BufferedReader(file, CHUNK_BYTES)
+
+    def count_unpacked(self, size: int) -> None:
+        """Count bytes that a reader of `as_stored` unpacked itself. Raises TooLarge."""
+        self._budget.use(size)
 
     def lines(self) -> Iterator[bytes]:
         """Each line with its line end. A line longer than `MAX_ROW_BYTES` is truncated to one byte more.
@@ -304,11 +312,14 @@ def stem(name: str) -> str:
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of this name in a folder is read. Names with a leading dot belong to the kubelet."""
+    """Whether a file of this name in a folder is read.
+
+    Names with a leading dot belong to the kubelet, those with ~$ to an Excel that has the file open.
+    """
     path = PurePosixPath(name)
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
-    return path.suffix.lower() in SUFFIXES and not name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not name.startswith((".", "~$"))
 
 
 @contextmanager

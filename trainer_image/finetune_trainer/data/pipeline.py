@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
 from finetune_trainer.data import dataset_warnings, duplicates, split_files, statistics
 from finetune_trainer.data.batches import PreparedBatch, prepare_batches
-from finetune_trainer.data.checks.scanner import HashedValues
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.reading import SourceFiles, SourcesReader, UnusedFields
 from finetune_trainer.data.recipe import Recipe
-from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem, SourceSummary
+from finetune_trainer.data.result import (
+    DuplicatePair,
+    FileRecord,
+    HashedValues,
+    Prepared,
+    RowProblem,
+    SourceSummary,
+)
 from finetune_trainer.data.row_index import SPLITS, RowIndex
 from finetune_trainer.data.row_problems import Code, Issue, RowPosition
 from finetune_trainer.data.version_comparison import EarlierVersion, compare

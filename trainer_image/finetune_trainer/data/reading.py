@@ -13,8 +13,17 @@ from itertools import chain
 from typing import Final
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
-from finetune_trainer.data.containers import delimited, json_records, parquet
-from finetune_trainer.data.containers.base import TABLES, Container, ContainerName, Header, Line, RawRecord
+from finetune_trainer.data.containers import delimited, excel, json_records, parquet
+from finetune_trainer.data.containers.base import (
+    TABLES,
+    Container,
+    ContainerName,
+    Fields,
+    Header,
+    Line,
+    RawRecord,
+    table_of,
+)
 from finetune_trainer.data.containers.json_records import ONE_OBJECT
 from finetune_trainer.data.files import (
     CHUNK_BYTES,
@@ -44,7 +53,12 @@ UNSUPPORTED_KINDS: Final = (
     (b"\xfd7zXZ\x00", "compressed by xz", "decompress it (unxz), or compress it with gzip or zstd"),
     (b"BZh", "compressed by bzip2", "decompress it (bunzip2), or compress it with gzip or zstd"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it (7z x)"),
-    (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "export it as CSV"),
+    (b"PK\x05\x06", "an empty ZIP archive", "name a file of rows"),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an old Excel file (.xls) or one with a password",
+        "save it as .xlsx without a password, or export it as CSV",
+    ),
     (b"%PDF", "PDF", "export the rows as JSON Lines or CSV"),
     (b"<!DOCTYPE html", "a web page", "download the data itself; a sign-in page looks like this too"),
     (b"<html", "a web page", "download the data itself; a sign-in page looks like this too"),
@@ -57,6 +71,8 @@ EXPECTED: Final = "JSON Lines or CSV"
 
 def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issue:
     """The container of a file that begins with these bytes, or why it cannot be read."""
+    if head.startswith(excel.MAGIC):
+        return _excel(forced)
     if issue := _unsupported_kind(head, forced):
         return issue
     content = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -90,9 +106,17 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     # The message does not quote the file, because its content is unknown.
     return Issue(
         Code.FILE_UNKNOWN,
-        "the first line is neither a JSON object nor a header with commas or tabs",
-        EXPECTED,
-        "convert it, or set format",
+        "the file has one column: its first line has no comma, semicolon or tab, and is not a JSON object",
+        f"{EXPECTED}, with a prompt and its answer in each row",
+        "add a column with the answers",
+    )
+
+
+def _excel(forced: DataFormat | None) -> ContainerName | Issue:
+    if forced is None or FORMATS[forced].table in (None, table_of("Excel")):
+        return "Excel"
+    return Issue(
+        Code.FILE_UNKNOWN, "the file is an Excel workbook", f"{forced}, as format says", "leave format out"
     )
 
 
@@ -131,6 +155,7 @@ CONTAINERS: Final[Mapping[ContainerName, Container]] = {
     "CSV": delimited.read_csv,
     "TSV": delimited.read_tsv,
     "Parquet": parquet.read,
+    "Excel": excel.read,
 }
 MAX_SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
 BATCH_BYTES: Final = 2 * CHUNK_BYTES
@@ -411,17 +436,43 @@ def _no_split_issue(name: str) -> Issue:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FileSample:
+    """The first records of a file."""
+
+    container: ContainerName
+    columns: tuple[str, ...]
+    """The columns of a table, or the fields of the records, in the order of their occurrence."""
+    records: Sequence[Fields]
+
+
+def read_sample(file: SourceFile, form: DataFormat | None) -> FileSample | None:
+    """The first records of a file that was not read before; None if it is no file of records.
+
+    `form` is the forced format. Raises what SourceFile raises.
+    """
+    container = container_of(file.head(HEAD_BYTES), form)
+    if isinstance(container, Issue):
+        return None
+    _, decoded = _sample(CONTAINERS[container](file, None), file)
+    records = [item.fields for item in decoded if isinstance(item, RawRecord)]
+    header = next((item.columns for item in decoded if isinstance(item, Header)), None)
+    columns = header or tuple(dict.fromkeys(name for record in records for name in record))
+    return FileSample(container, columns, records)
+
+
 def _sample(
     items: Iterator[Header | RawRecord | Line | InvalidRecord], file: SourceFile
 ) -> tuple[list[Header | RawRecord | Line | InvalidRecord], list[Header | RawRecord | InvalidRecord]]:
     """The first items of a file, raw and decoded: enough to detect its format, and few enough for memory."""
     decoder = json_records.LineDecoder()
+    begin = file.bytes_unpacked
     sample: list[Header | RawRecord | Line | InvalidRecord] = []
     decoded: list[Header | RawRecord | InvalidRecord] = []
     for item in items:
         sample.append(item)
         decoded.append(decoder.decode(item, None) if isinstance(item, tuple) else item)
-        is_full = isinstance(decoded[-1], RawRecord) and file.bytes_read >= MAX_SAMPLE_BYTES
+        is_full = isinstance(decoded[-1], RawRecord) and file.bytes_unpacked - begin >= MAX_SAMPLE_BYTES
         if len(sample) >= SAMPLE_ROWS or is_full:
             break
     return sample, decoded

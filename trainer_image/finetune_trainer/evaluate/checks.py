@@ -27,13 +27,8 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks, OnFinding
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.checks.scanner import (
-    SENSITIVE_FILE,
-    SENSITIVE_VALUES,
-    Scanner,
-    SensitiveHashes,
-    strings_in,
-)
+from finetune_trainer.data.checks.scanner import Scanner, strings_in
+from finetune_trainer.data.result import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
 from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction
 from finetune_trainer.model.probe import (
     ENGINE,

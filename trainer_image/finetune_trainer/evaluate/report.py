@@ -14,7 +14,6 @@ from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.answering.trainer_side import engine_version
-from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.estimates import (
     TUNED,
     Estimates,
@@ -24,6 +23,7 @@ from finetune_trainer.evaluate.estimates import (
     compute_shown_bounds,
 )
 from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.measure import label_names
 from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction, TaskLog
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
 from finetune_trainer.report.document import Document, encode

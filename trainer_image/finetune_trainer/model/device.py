@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device that a model runs on: its choice, its memory and number of threads, and exhausted memory.
+"""The device that a model runs on: its choice, its memory and number of threads, and its errors.
 
 Exhausted memory of a GPU or of the CPU is one exception, `OutOfMemory`. A stage that was given accelerators
 checks that it can use them before it does any work.
@@ -17,7 +17,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.pod_limits import MEMORY_LIMIT_PATH, available_processors, pod_memory_bytes
 from finetune_trainer.runtime.termination import StageFailure

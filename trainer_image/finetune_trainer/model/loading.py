@@ -6,11 +6,6 @@
 - Several devices, for evaluation and serving, compute the layers of a model one after the other: it gets
   their memory, and not their speed. Weights are only in the memory of devices: a layer in host memory or on
   disk would be copied for each token.
-- DoRA adapters in inference are as fast as plain LoRA, and can be in one batch with other adapters. A layer
-  computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is that
-  of each row (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, equation 5). PEFT computes BA
-  and the norm in every pass, because both change in training, and refuses batches of several adapters. In
-  inference the weights are fixed, so m / ‖W + s·BA‖ is a constant.
 """
 
 import logging
@@ -26,10 +21,8 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import CustomDtype, compute_module_sizes, get_balanced_memory
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,9 +33,8 @@ from transformers import (
 )
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
-from typing_extensions import override
 
-from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.bundle import GENERATION_CONFIG
 from finetune_trainer.model.device import (
@@ -51,44 +43,8 @@ from finetune_trainer.model.device import (
     memory_use,
     multiplies_bfloat16,
 )
+from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.runtime.termination import StageFailure
-
-
-class FixedMagnitude(LoraVariant):
-    """One layer's DoRA with a constant factor m / ‖W + s·BA‖ of shape (output features,)."""
-
-    def __init__(self, factor: Tensor) -> None:
-        self._factor = factor
-
-    @override
-    def forward(  # type: ignore[override] # PEFT calls it on the instance
-        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
-    ) -> Tensor:
-        """Compute the output of the layer; `result` is the base layer's output."""
-        change = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
-        bias = module.get_base_layer().bias
-        without_bias = result if bias is None else result - bias
-        output: Tensor = self._factor * (without_bias + module.scaling[active_adapter] * change)
-        return output if bias is None else output + bias
-
-
-@torch.no_grad()
-def fix_magnitudes(model: PeftModel, adapter: str) -> None:
-    """Replace the factors of a loaded DoRA adapter by constants; other adapters do not change."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and layer.use_dora.get(adapter, False):
-            layer.lora_variant[adapter] = FixedMagnitude(_factor(layer, adapter))
-            # PEFT reads this flag only to refuse batches of several adapters.
-            layer.use_dora[adapter] = False
-
-
-def _factor(layer: Any, adapter: str) -> Tensor:
-    magnitude = layer.lora_magnitude_vector[adapter]
-    change = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
-    # Weights in 4 bits are packed; others are returned as they are.
-    weight = dequantize_module_weight(layer.get_base_layer()).to(change.dtype)
-    factor: Tensor = magnitude.weight / magnitude.get_weight_norm(weight, change, layer.scaling[adapter])
-    return factor
 
 
 def load_base(

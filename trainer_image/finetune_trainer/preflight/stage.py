@@ -50,13 +50,13 @@ from finetune_trainer.rows import LEARNED_FROM, Row, count_rows, read_rows, spli
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.metric_scope import ScopeSource
 from finetune_trainer.stage.context import StageContext, StageMeter
-from finetune_trainer.stage.held_out_rows import leaks_of
 from finetune_trainer.stage.judge_endpoint import judge_warnings
 from finetune_trainer.stage.own_metrics import metric_sources, open_tasks, task_sources
 from finetune_trainer.tokens.chat_template import load_tokenizer, template_name
 from finetune_trainer.tokens.encoding import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.reasoning import parser_for
 from finetune_trainer.tokens.token_files import MAX_NAMED_ROWS, FoundRows
+from finetune_trainer.train.inputs import leaks_of
 from finetune_trainer.train.learning_curve_plan import require_validation_rows
 
 logger = logging.getLogger(__name__)

@@ -27,11 +27,19 @@ from finetune_trainer.contract.results import (
     SplitRecord,
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
-from finetune_trainer.data.checks.scanner import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
 from finetune_trainer.data.files import FileUnreadable, TooLarge
 from finetune_trainer.data.pipeline import prepare_sources
 from finetune_trainer.data.reading import SourceFiles
-from finetune_trainer.data.result import DuplicatePair, Prepared, RowChanges, RowProblem, SourceSummary
+from finetune_trainer.data.result import (
+    SENSITIVE_FILE,
+    SENSITIVE_VALUES,
+    DuplicatePair,
+    Prepared,
+    RowChanges,
+    RowProblem,
+    SensitiveHashes,
+    SourceSummary,
+)
 from finetune_trainer.data.row_problems import QUOTED, RowPosition, field_names
 from finetune_trainer.data.version_comparison import EarlierVersion
 from finetune_trainer.manifest import digest_of

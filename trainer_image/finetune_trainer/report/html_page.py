@@ -3,6 +3,7 @@
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ from finetune_trainer.report.training import (
     loss,
     loss_chart,
     retention_reason,
+    runs_chart,
     share_text,
     training_verdict,
 )
@@ -74,6 +76,13 @@ def training_page(report: Document) -> str:
         chart=loss_chart(report) if report["training"] else None,
         curve=curve_chart(report["learningCurve"]) if report["learningCurve"] else None,
     )
+
+
+def losses_picture(runs: Mapping[str, Document], unit: str) -> str:
+    """The losses of runs, by name, as one SVG document. A report needs `training` and `validation`."""
+    chart = runs_chart(runs)
+    title = f"Loss of {', '.join(runs)}"
+    return _template("losses.svg.jinja").render(chart=chart, title=title, unit=unit)
 
 
 def evaluation_page(report: Document) -> str:

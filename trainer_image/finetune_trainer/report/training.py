@@ -6,7 +6,7 @@ A curve is `{validationRows, outlook, points}`. A point has `share`, `rows`, `lo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from finetune_trainer.report.verdicts import ReportVerdict, count_noun, number
 REPORT_NAME: Final = "report.json"
 """The report in the folder of the train stage, as JSON."""
 MIN_DIGITS = 3
+MAX_COLORS: Final = 8
+"""Colors of runs in `losses.svg.jinja`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,18 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Losses of one split. `path` is the value of an SVG polyline's `points`."""
+    """Losses of one split of a run.
+
+    Attributes:
+        name: CSS classes.
+        split: `train` or `validation`.
+        label: name for a legend.
+        path: value of an SVG polyline's `points`.
+    """
 
     name: str
+    split: str
+    label: str
     path: str
     dots: tuple[Dot, ...]
 
@@ -85,11 +96,34 @@ def facts(report: Document) -> list[tuple[str, str]]:
     return found
 
 
+SPLITS: Final = {"train": "training", "validation": "validation"}
+"""The fields of a report that have the losses, by split."""
+
+
 def loss_chart(report: Document) -> LossChart:
     """Chart of both splits, from 0 to the highest loss. The report needs at least one training point."""
-    series = {name: report["training" if name == "train" else name] for name in ("train", "validation")}
-    steps: int = max(each["step"] for points in series.values() for each in points)
-    top: float = _ceiling(max(each["loss"] for points in series.values() for each in points))
+    best = next((each["step"] for each in report["checkpoints"] if each["best"]), None)
+    return _chart([("", "", report)], None if best == report["steps"] else best)
+
+
+def runs_chart(runs: Mapping[str, Document]) -> LossChart:
+    """Chart of both splits of several runs, by name. Each needs a training point and the fields of SPLITS."""
+    return _chart(
+        [(name, f" run-{number % MAX_COLORS}", report) for number, (name, report) in enumerate(runs.items())],
+        None,
+    )
+
+
+def _chart(runs: Sequence[tuple[str, str, Document]], best: int | None) -> LossChart:
+    """Chart of runs with their names and CSS classes, and a mark at the step `best`."""
+    series = [
+        (name, style, split, report[field])
+        for name, style, report in runs
+        for split, field in SPLITS.items()
+        if report[field]
+    ]
+    steps: int = max(each["step"] for *_, points in series for each in points)
+    top: float = _ceiling(max(each["loss"] for *_, points in series for each in points))
 
     def x(step: float) -> float:
         return round(LEFT + (WIDTH - 5 - LEFT) * step / steps, 1)
@@ -97,23 +131,23 @@ def loss_chart(report: Document) -> LossChart:
     def y(value: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * value / top, 1)
 
-    def line(name: str, points: Sequence[dict[str, Any]]) -> Line:
+    def line(name: str, style: str, split: str, points: Sequence[dict[str, Any]]) -> Line:
         dots = tuple(
             Dot(x(each["step"]), y(each["loss"]), f"step {each['step']:,}: {loss(each['loss'])}")
             for each in points
         )
-        return Line(name, " ".join(f"{dot.x},{dot.y}" for dot in dots), dots)
+        path = " ".join(f"{dot.x},{dot.y}" for dot in dots)
+        return Line(f"{split}{style}", split, f"{name} {SPLITS[split]}".lstrip(), path, dots)
 
     gaps = min(TICKS_ACROSS - 1, steps)
-    best = next((each["step"] for each in report["checkpoints"] if each["best"]), None)
     return LossChart(
-        lines=tuple(line(name, points) for name, points in series.items() if points),
+        lines=tuple(line(*each) for each in series),
         across=tuple(
             Tick(x(step), compact(step))
             for step in sorted({round(gap * steps / gaps) for gap in range(gaps + 1)})
         ),
         up=tuple(Tick(y(top * part / 4), f"{top * part / 4:.4g}") for part in range(5)),
-        mark=None if best is None or best == report["steps"] else x(best),
+        mark=None if best is None else x(best),
     )
 
 

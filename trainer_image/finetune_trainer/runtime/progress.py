@@ -5,6 +5,7 @@ A stage never waits for a report to the operator and never fails because of it.
 """
 
 import logging
+import os
 import ssl
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Final
 import httpx
 
 from finetune_trainer.contract.base import CONTRACT_VERSION
-from finetune_trainer.contract.environment import REPORT_PATH, REPORT_TOKEN_PATH
+from finetune_trainer.contract.environment import PROGRESS_ENV, REPORT_PATH, REPORT_TOKEN_PATH
 from finetune_trainer.contract.references import Owner, ReportTarget
 from finetune_trainer.contract.results import Progress, Report
 from finetune_trainer.contract.vocabulary import Stage
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 class Reporter:
     """Sends the newest progress from its own thread, and drops older progress that was not sent.
 
-    Does nothing without a target.
+    Does nothing without a target. Outside a pod, `PROGRESS_ENV` may name a file, which gets the newest
+    progress.
     """
 
     def __init__(
@@ -59,17 +61,31 @@ class Reporter:
         self._sequence = 0
         self._warned_at: float | None = None
         self._thread: threading.Thread | None = None
+        named = os.environ.get(PROGRESS_ENV)
+        self._file = Path(named) if named else None
         if target is not None:
             self._thread = threading.Thread(target=self._run, args=(target,), name="reporter", daemon=True)
             self._thread.start()
 
     def progress(self, progress: Progress) -> None:
         """Queue the newest progress. Returns at once."""
+        if self._file is not None:
+            self._write(self._file, progress)
         if self._thread is None:
             return
         with self._changed:
             self._newest = progress
             self._changed.notify()
+
+    def _write(self, path: Path, progress: Progress) -> None:
+        """Replace the file, so that a reader never sees a part of it."""
+        text = progress.to_json()
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            self._warn(str(path), str(error))
 
     def close(self, timeout_seconds: float) -> None:
         """Wait up to `timeout_seconds` for the newest progress to arrive. Then the process may exit."""

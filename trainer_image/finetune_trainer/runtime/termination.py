@@ -6,9 +6,14 @@ file to the container's status.
 """
 
 import logging
+import os
 from pathlib import Path
 
-from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
+from finetune_trainer.contract.environment import (
+    MAX_TERMINATION_MESSAGE_BYTES,
+    TERMINATION_MESSAGE_ENV,
+    TERMINATION_MESSAGE_PATH,
+)
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.logs import SCRUBBER
@@ -129,12 +134,16 @@ def _with_evaluation(result: StageResult, **fields: object) -> StageResult:
 
 
 def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
-    """Write `text`, truncated to the limit, as the termination message. Outside a pod, only log it.
+    """Write `text`, truncated to the limit, as the termination message, and log it.
 
-    The kubelet creates the file before the container starts. If it is absent, nothing reads it.
+    The kubelet creates the file before the container starts. If it is absent, nothing reads it. Outside a
+    pod, `TERMINATION_MESSAGE_ENV` may name a file, which is created.
     """
     logger.info("termination message: %s", text)
-    if path.exists():
+    named = os.environ.get(TERMINATION_MESSAGE_ENV)
+    if named:
+        path = Path(named)
+    if named or path.exists():
         content = text.encode()[:MAX_TERMINATION_MESSAGE_BYTES].decode(errors="ignore")
         path.write_text(content, encoding="utf-8")
 

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from finetune_trainer.contract.environment import SERVE_HOST_ENV
 from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.termination import StageFailure
@@ -30,12 +31,15 @@ _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than clients keep idle connections. If the server closed one first, a new request could fail."""
 
 
-def listen(port: int) -> socket.socket:
-    """Open a socket on all IPv4 and IPv6 addresses. Raises StageFailure if the port is in use."""
-    dual = socket.has_dualstack_ipv6()
+def listen(port: int, host: str = "") -> socket.socket:
+    """Open a socket on this address, or on all IPv4 and IPv6 addresses.
+
+    Raises StageFailure if the port is in use.
+    """
+    dual = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=dual)
     except OSError as error:
         raise StageFailure(
             FailureReason.INVALID_CONFIG, f"port: cannot listen on port {port}: {error.strerror}."
@@ -91,7 +95,7 @@ def serve(config: ServeConfig) -> None:
     server = DrainingServer(
         application(service), service.drain, lambda: service.broken, lambda: service.loading
     )
-    server.run(sockets=[listen(config.port)])
+    server.run(sockets=[listen(config.port, os.environ.get(SERVE_HOST_ENV, ""))])
     service.raise_failure()
 
 

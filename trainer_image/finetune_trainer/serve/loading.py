@@ -20,8 +20,9 @@ from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
 from finetune_trainer.model.bundle import read_chat_template, read_stop_ids, require_bundle
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory
+from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.generation import BASE_ADAPTER, can_leave_batch
-from finetune_trainer.model.loading import context_length, fix_magnitudes, load_placed, visible_devices
+from finetune_trainer.model.loading import context_length, load_placed, visible_devices
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.served_models import BASE_NAME

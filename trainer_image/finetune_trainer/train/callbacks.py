@@ -9,10 +9,10 @@ StoppedEarly; the later callbacks are then not called.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from finetune_trainer.train.figures import (
     RowLosses,
     StepFigures,
     Throughput,
+    Validation,
     describe_rewards,
 )
-from finetune_trainer.train.protocol import TrainerProtocol
 from finetune_trainer.train.state_folders import ROW_LOSSES
 from finetune_trainer.train.states.ledger import (
     HIGH_LOSS_FACTOR,
@@ -43,13 +43,41 @@ from finetune_trainer.train.states.ledger import (
     RunLedger,
 )
 from finetune_trainer.train.states.restarts import WastedTime
-from finetune_trainer.train.states.resume_states import ResumeStates
+from finetune_trainer.train.states.resume_states import ResumeStates, StateSnapshot
 from finetune_trainer.train.states.weights import TrainingWeights
 from finetune_trainer.train.training_metrics import TrainingMetrics
 
 
 class StoppedEarly(Exception):
     """The validation loss did not improve in `early_stopping_patience` validations; the state is saved."""
+
+
+class TrainerProtocol(Protocol):
+    """The methods that every trainer provides."""
+
+    unit: str
+    """Unit of the loss, for messages."""
+
+    def gradient_norm(self) -> float:
+        """Norm of all gradients of the current optimizer step before clipping, the same in all processes."""
+        ...
+
+    def take_step(self) -> StepFigures:
+        """Return the figures of the current optimizer step of this process, when all batches are computed."""
+        ...
+
+    def validate(
+        self, batches: Iterable[Mapping[str, Tensor]], by_row: RowLossCollector | None = None
+    ) -> Validation:
+        """Validate without dropout and random numbers; leaves the model in evaluation mode.
+
+        `by_row` gets the losses of the rows.
+        """
+        ...
+
+    def collect_state(self) -> StateSnapshot:
+        """Collect this process's files of the state from which training resumes. Collective."""
+        ...
 
 
 @dataclass

@@ -190,3 +190,13 @@ class RowLossCollector:
                 figures[number], figures[self._rows + number] = loss, weight
         summed = group.all_reduce_sum(*figures)
         return RowLosses(sums=summed[: self._rows], weights=[int(each) for each in summed[self._rows :]])
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of a validation."""
+
+    loss: float
+    """Mean loss, in the trainer's unit."""
+    rewards: RewardSums | None = None
+    """Rewards, for methods that train on preference data."""

@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of a run: base model, tokenizer and encoded rows."""
+"""The inputs of a run: base model, tokenizer and encoded rows, without those that its evaluation repeats.
 
+Rows that the evaluated rows repeat are found once per pair of datasets. The result is a file that is derived
+from the training rows, so that preflight and each process of train leave out the same rows.
+"""
+
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer import canonical_json
+from finetune_trainer.contract.configs import PreflightConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
-from finetune_trainer.rows import SPLIT_FILES, read_rows
+from finetune_trainer.data.duplicates import NO_LEAKS, Leaks, find_leaks
+from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES, read_rows, split_paths
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.held_out_rows import leaks_of
-from finetune_trainer.store import DerivedRef
+from finetune_trainer.store import DerivedRef, Store
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import make_encoder
@@ -140,3 +146,43 @@ def _check_steps(rows: int, hyperparameters: Hyperparameters) -> int:
             f" {steps} steps; these hyperparameters belong to another dataset",
         )
     return steps_per_epoch(rows, batch_size)
+
+
+LEAKS_FILE: Final = "leaks.json"
+LEAKS_RULE: Final = 1
+"""Raise it with every change of what counts as a leak."""
+
+
+def leaks_of(config: PreflightConfig | TrainConfig, store: Store) -> Leaks:
+    """The rows of the dataset to leave out; none if the run is evaluated on rows of the same dataset.
+
+    Prepare has removed leaks within a dataset.
+    Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE), Preempted.
+    """
+    if config.test_dataset is None or config.test_dataset == config.dataset:
+        return NO_LEAKS
+    dataset = ArtifactRef(kind="datasets", digest=config.dataset)
+    name = f"leaks-{LEAKS_RULE}-{config.test_split}-{config.test_dataset.removeprefix('sha256:')}"
+    known = store.derived(dataset, name)
+    if known is None:
+        known = _find(config.test_dataset, config.test_split, dataset, store)
+        store.name_derived(known, name)
+    content = json.loads((store.artifact(known) / LEAKS_FILE).read_bytes())
+    return Leaks(
+        rows={split: tuple(content["rows"][split]) for split in LEARNED_FROM},
+        near=content["near"],
+        unsearched=content["unsearched"],
+    )
+
+
+def _find(test_dataset: str, split: SplitName, dataset: ArtifactRef, store: Store) -> DerivedRef:
+    data = store.artifact(dataset, verify=True)
+    held_out = store.artifact(ArtifactRef(kind="datasets", digest=test_dataset), verify=True)
+    found = find_leaks(split_paths(data), split_paths(held_out)[split])
+    with store.staging() as staging:
+        (staging / LEAKS_FILE).write_bytes(
+            canonical_json.encode(
+                {"rows": dict(found.rows), "near": found.near, "unsearched": found.unsearched}
+            )
+        )
+        return DerivedRef(dataset, store.publish(dataset, staging))

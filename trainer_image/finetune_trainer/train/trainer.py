@@ -44,10 +44,9 @@ from finetune_trainer.train.batches import (
     share_batches,
 )
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures
+from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures, Validation
 from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
-from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.state_folders import is_sharded
 from finetune_trainer.train.states.resume_states import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_sharded, collect_whole

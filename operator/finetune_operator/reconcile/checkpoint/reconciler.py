@@ -12,11 +12,11 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Condition
 from finetune_operator.plan import Event, Plan
 from finetune_operator.reconcile.inputs.indexes import address
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.model_lines import decide_promotion, is_of_run, is_resolved
+from finetune_operator.reconcile.inputs.snapshot import Snapshot, run_of
+from finetune_operator.reconcile.model_lines import is_of_run, is_resolved
+from finetune_operator.reconcile.promotion import decide_promotion
 from finetune_operator.reconcile.records import deletion, retention
 from finetune_operator.reconcile.records.content_removal import finalizer_update
-from finetune_operator.reconcile.records.references import run_of
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason

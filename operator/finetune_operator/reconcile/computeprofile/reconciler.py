@@ -2,12 +2,12 @@
 """Report whether objects can use a ComputeProfile, and what they have used of its budget."""
 
 from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Done, Failed, finish_pass
 from finetune_operator.reconcile.platform.budgets import account
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:

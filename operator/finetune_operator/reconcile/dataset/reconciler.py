@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.compute import NO_CHOICE
 from finetune_operator.api.dataset import Dataset, RefreshStatus
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
@@ -55,7 +56,6 @@ from finetune_operator.reconcile.stages.stage_request import StageFailed
 from finetune_operator.status import conditions
 from finetune_operator.status.conditions import is_prepared, is_settled, status_manifest
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.references import strip_query
 from finetune_trainer.contract.results import PrepareResult, StageResult
 

@@ -10,11 +10,12 @@ from finetune_operator.api.compute import NO_CHOICE
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset import CheckedSource, Dataset, RefreshStatus, RowSource
 from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.references import StoreReference
 from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import prepare_config
-from finetune_operator.manifests.labels import REFRESH_REQUESTED, STAGE, STORE, STORE_CREDENTIALS
+from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.trainer_config import StageInputs, choose_trainer
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, PlanBuilder

@@ -8,6 +8,7 @@ from typing import Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation_resource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.manifests.trainer_config import TrainerImage, choose_trainer
 from finetune_operator.manifests.weights import WeightsReference
@@ -26,7 +27,6 @@ from finetune_operator.stage_table import select_stages
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import Stage
 
 

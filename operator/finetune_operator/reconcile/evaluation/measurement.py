@@ -15,6 +15,7 @@ from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import ComparedChampion, EvaluationStatus
 from finetune_operator.api.evaluation_resource import ResultStore, UnmeasuredCheckpoint
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.api.pod_resources import CUDA_RESOURCES
 from finetune_operator.manifests.configs import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.trainer_config import StageInputs
@@ -41,10 +42,10 @@ from finetune_operator.reconcile.features.custom_metrics import (
 )
 from finetune_operator.reconcile.features.feature import Permission
 from finetune_operator.reconcile.features.registry import config_fields, evaluation_volumes, find_refusal
+from finetune_operator.reconcile.inputs.snapshot import run_of
 from finetune_operator.reconcile.model_lines import is_resolved
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
-from finetune_operator.reconcile.records.references import run_of
 from finetune_operator.reconcile.stages import runner
 from finetune_operator.reconcile.stages.accounting import (
     finish,
@@ -65,7 +66,6 @@ from finetune_operator.reconcile.verdicts import condense, evaluation_status, fi
 from finetune_operator.stage_table import STAGES, JobStage
 from finetune_operator.status.conditions import shorten
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage

@@ -5,9 +5,10 @@ from typing import Final
 
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.evaluation_metrics import CustomMetric, CustomMetricSource
+from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.labels import RUN, STAGE, stage_object_name
-from finetune_operator.manifests.pod_protection import build_isolation
+from finetune_operator.manifests.labels import stage_object_name
+from finetune_operator.manifests.network_policies import build_isolation
 from finetune_operator.manifests.volumes import (
     Location,
     Volumes,

@@ -9,10 +9,16 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Final
 
+from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.jobs import child_metadata
-from finetune_operator.manifests.labels import RUN, STAGE, stage_job_name, stage_object_name
-from finetune_operator.manifests.pod_protection import allow, build_network_policy, namespaces_with, pods_with
+from finetune_operator.manifests.labels import stage_job_name, stage_object_name
+from finetune_operator.manifests.network_policies import (
+    allow,
+    build_network_policy,
+    namespaces_with,
+    pods_with,
+)
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.stage_request import PeerObjects

@@ -7,8 +7,9 @@ from typing import get_args
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.finetune_job_status import MAX_CHECKPOINTS, CheckpointSummary
+from finetune_operator.api.labels import STAGE
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import RECORDED_RUN, STAGE
+from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.identity import checkpoints, records

@@ -24,7 +24,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.model_lines import is_rejected
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.records.references import check_location, resolve_version
+from finetune_operator.reconcile.records.dataset_versions import check_location, resolve_version
 from finetune_operator.reconcile.stages.stage_request import fail_without_result
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.stage_results import select_problems, summarize_problems

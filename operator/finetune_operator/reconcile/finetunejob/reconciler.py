@@ -13,6 +13,7 @@ from typing import Final
 from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.api.training import invalid_arguments
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.evaluation import evaluate, find_feature_refusal
@@ -35,12 +36,12 @@ from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.model_lines import decide_end_of_run, is_rejected
+from finetune_operator.reconcile.model_lines import is_rejected
 from finetune_operator.reconcile.passes import Blocked, Done, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.promotion import decide_end_of_run
 from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 
 
 def validate(run: Run) -> Failed | Blocked | None:

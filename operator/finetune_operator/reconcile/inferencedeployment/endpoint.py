@@ -15,18 +15,24 @@ from finetune_operator.api.inference_deployment import (
     InferenceDeployment,
     RevisionStatus,
 )
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
-from finetune_operator.manifests.endpoint import build_replicas, endpoint_url
-from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.manifests.pod_protection import (
+from finetune_operator.manifests.endpoint import (
     build_disruption_budget,
-    build_endpoint_policy,
+    build_replicas,
     build_shared_budget,
+    endpoint_url,
 )
-from finetune_operator.observe.deployments import find_trouble
+from finetune_operator.manifests.network_policies import build_endpoint_policy
+from finetune_operator.observe.deployments import (
+    EndpointHealth,
+    availability,
+    find_trouble,
+    image_age,
+    set_health,
+)
 from finetune_operator.observe.device_usage import HELD, device_state, devices_per_pod
-from finetune_operator.observe.endpoint_health import EndpointHealth, availability, image_age, set_health
 from finetune_operator.observe.pod_status import Price
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from finetune_operator.api.endpoint_access import EndpointGateway
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.labels import OPERATOR, REVISION, RUN
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import (
@@ -31,8 +32,9 @@ from finetune_operator.manifests.endpoint import (
     build_service,
     has_only_defaults_added,
 )
-from finetune_operator.manifests.labels import OPERATOR, REVISION, RUN, WEIGHTS
-from finetune_operator.observe.endpoint_health import EndpointHealth, is_stale, route_health
+from finetune_operator.manifests.labels import WEIGHTS
+from finetune_operator.observe.deployments import EndpointHealth
+from finetune_operator.observe.route_status import is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.related_types import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

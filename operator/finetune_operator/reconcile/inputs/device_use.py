@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from finetune_operator.api.labels import PROFILE
 from finetune_operator.engine.resources import controller
-from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.device_usage import PodUse, job_devices, read_profile, read_use
 from finetune_operator.observe.pod_status import creation_time, has_ended
 from finetune_operator.plan import Manifest

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-from finetune_operator.manifests.labels import OWNER_KIND
+from finetune_operator.api.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.conditions import ends_run
 from finetune_operator.status.reasons import ConditionType, Reason

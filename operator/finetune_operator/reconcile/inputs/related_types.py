@@ -11,6 +11,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import ClassVar, Final
 
+from finetune_operator.api.labels import ANALYZED, OPERATOR, RUN, SELECTOR
 from finetune_operator.engine.errors import is_refusal
 from finetune_operator.engine.resources import (
     CLAIM,
@@ -31,9 +32,8 @@ from finetune_operator.engine.resources import (
     controller_uid,
 )
 from finetune_operator.engine.store import Indexer, Transform
-from finetune_operator.manifests.labels import ANALYZED, OPERATOR, RUN, SELECTOR
 from finetune_operator.observe.admission import slim_summary
-from finetune_operator.observe.endpoint_health import route_health
+from finetune_operator.observe.route_status import route_health
 from finetune_operator.plan import Manifest
 
 Children = Mapping[ResourceType, Mapping[str, Manifest]]

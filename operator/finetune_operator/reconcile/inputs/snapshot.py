@@ -176,3 +176,10 @@ class Snapshot:
 def is_terminating(namespace: Manifest | None) -> bool:
     """Whether a namespace is terminating or gone, so that nothing can be created in it."""
     return namespace is None or "deletionTimestamp" in namespace["metadata"]
+
+
+def run_of(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
+    """The FineTuneJob that made the Checkpoint, if it still exists."""
+    record = checkpoint.spec.lineage.job
+    job = snapshot.finetunejobs.get(record.name)
+    return job if job is not None and job.uid == record.uid else None

@@ -21,7 +21,8 @@ from finetune_operator.api.compute_profile import (
     ComputeProfile,
     DeviceBudget,
 )
-from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.api.labels import PROFILE
+from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.device_use import DeviceJob

@@ -20,8 +20,8 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked
 from finetune_operator.stage_table import TRAIN_PODS
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.accelerators import PRODUCT_LABELS, DeviceFacts, find_card
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
-from finetune_trainer.contract.prediction import PRODUCT_LABELS, DeviceFacts, find_card
 
 
 def device_facts(profile: ComputeProfile) -> DeviceFacts | None:

@@ -16,10 +16,11 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
-from finetune_operator.manifests.labels import FINALIZER, STAGE, stage_job_name
+from finetune_operator.manifests.labels import FINALIZER, stage_job_name
 from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest, Plan

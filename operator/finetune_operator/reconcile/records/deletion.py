@@ -11,7 +11,8 @@ from typing import Final
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
-from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
+from finetune_operator.api.labels import OWNER_KIND
+from finetune_operator.manifests.labels import STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.volumes import parse_store, store_folder
 from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Event, Plan

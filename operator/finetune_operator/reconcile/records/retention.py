@@ -17,7 +17,7 @@ from finetune_operator.api.evaluation import LiveComparison
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
-from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
+from finetune_operator.api.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.indexes import address, version_owner
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from finetune_operator.api.labels import STAGE
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
-from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.pod_status import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

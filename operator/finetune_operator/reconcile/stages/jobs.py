@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.api.labels import STAGE
 from finetune_operator.engine.resources import EVENT, JOB, POD
-from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.job_problems import ASK_AFTER, find_start, lacks_a_pod
 from finetune_operator.observe.pod_status import (

@@ -14,7 +14,7 @@ from typing import Final
 from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES, build_stage_job, non_retryable_exit_codes
-from finetune_operator.manifests.pod_shape import find_changed_origin
+from finetune_operator.manifests.pod_origin import find_changed_origin
 from finetune_operator.observe import pod_termination
 from finetune_operator.observe.job_problems import job_trouble, recheck_after_seconds
 from finetune_operator.observe.pod_status import (

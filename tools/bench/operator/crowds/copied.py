@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_operator.api.labels import MANAGED_BY, OPERATOR, PROFILE
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import DEVICES, MANAGED_BY, OPERATOR, PROFILE
+from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from finetune_operator.status.reasons import ConditionType, Reason

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans all texts of a row for sensitive text, redacts it as the recipe specifies, and collects its hashes.
-
-With the salted hashes, an evaluation finds secrets and personal data of training rows in answers of a model.
-The texts themselves are never stored. Like the rows next to it, the file of the hashes must stay private:
-with it, guesses can be tested, and all numbers of a short form tried.
+"""Scans all texts of a row for sensitive text, and redacts it as the recipe specifies.
 
 Control sequences of chat templates are reported because a tokenizer reads them as marks of turns, not as
 text.
 """
 
-import hashlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from finetune_trainer import canonical_json
-from finetune_trainer.contract.dataset import Checks
+from finetune_trainer.contract.dataset import Checks, Columns
 from finetune_trainer.contract.vocabulary import Finding
 from finetune_trainer.data.checks.detector import DetectedSpan, Detector, Expressions, Prefilter
 from finetune_trainer.data.checks.personal_data import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
@@ -46,85 +40,13 @@ def sequence_issue(text: str, column: str) -> Issue | None:
         f" at character {found.start() + 1}",
         "text without control sequences",
         "remove it, or write the turns as messages",
-        column=column,
+        column=QUOTED.sub(r"\1", column),
         severity="warning",
     )
 
 
-SENSITIVE_VALUES: Final = "sensitive-values"
-"""Name of the folder among those derived from a dataset."""
-SENSITIVE_FILE: Final = "sensitive.json"
-FORMAT: Final = 1
-SALT_BYTES: Final = 16
-MAX_HASHES: Final = 200_000
-"""Max number of stored hashes; more values are not compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class SensitiveHashes:
-    """Hashes of the sensitive values of a dataset, and how they were found."""
-
-    salt: str
-    """In hexadecimal."""
-    checks: Checks
-    hashes: frozenset[str]
-    """SHA-256 of salt and value, in hexadecimal."""
-    complete: bool = True
-    """False if there are more values than hashes."""
-
-    def to_bytes(self) -> bytes:
-        """The content of the file."""
-        content = {
-            "format": FORMAT,
-            "salt": self.salt,
-            "checks": asdict(self.checks),
-            "hashes": sorted(self.hashes),
-        }
-        return canonical_json.encode(content if self.complete else {**content, "complete": False})
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "SensitiveHashes":
-        """Read a file. Raises ValueError, KeyError, TypeError if it is damaged or has a newer format."""
-        value = json.loads(content)
-        if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']}, not {FORMAT}")
-        return cls(
-            value["salt"], Checks(**value["checks"]), frozenset(value["hashes"]), value.get("complete", True)
-        )
-
-    def hash_of(self, value: str) -> str:
-        """The salted hash of a value."""
-        return _hash(self.salt, value)
-
-
-@dataclass
-class HashedValues:
-    """Collects the hashes of a dataset's sensitive values, with a new salt."""
-
-    salt: str = field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
-    hashes: set[str] = field(default_factory=set)
-    complete: bool = True
-    """False if a value was left out."""
-
-    def add(self, values: Iterable[str]) -> None:
-        """Add values, up to `MAX_HASHES` different ones."""
-        for value in values:
-            hashed = _hash(self.salt, value)
-            if len(self.hashes) < MAX_HASHES:
-                self.hashes.add(hashed)
-            elif hashed not in self.hashes:
-                self.complete = False
-                return
-
-    def found(self, checks: Checks) -> SensitiveHashes:
-        """The hashes of values that were found by these checks."""
-        return SensitiveHashes(self.salt, checks, frozenset(self.hashes), self.complete)
-
-
-def _hash(salt: str, value: str) -> str:
-    return hashlib.sha256(bytes.fromhex(salt) + value.encode(errors="backslashreplace")).hexdigest()
-
-
+ROLES: Final = Columns()
+"""Columns with the names of their roles."""
 STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
 
 
@@ -149,8 +71,10 @@ class Scanner:
         self._enabled = [(detector, finding) for detector, finding in checked if finding != "Off"]
         self._prefilter = Prefilter([*(detector.expressions for detector, _ in self._enabled), EXPRESSIONS])
 
-    def scan(self, row: Row) -> tuple[Row, tuple[Issue, ...]]:
+    def scan(self, row: Row, names: Columns = ROLES) -> tuple[Row, tuple[Issue, ...]]:
         """The row with placeholders for redacted text, and an issue per finding.
+
+        `names` are the columns of the source, which the issues name.
 
         Of overlapping findings one counts: the one with the strictest setting, then the longest. Characters
         count from 1 in the original row. Returns the same row object if nothing changes.
@@ -175,7 +99,7 @@ class Scanner:
         ]
         issues: list[Issue] = []
         if SEQUENCES.search(everything):
-            found = (sequence_issue(text, _column(row, number)) for number, text in enumerate(texts))
+            found = (sequence_issue(text, _column(row, number, names)) for number, text in enumerate(texts))
             issues += (issue for issue in found if issue is not None)
         if not suspects:
             return row, tuple(issues)
@@ -185,9 +109,11 @@ class Scanner:
             issues.extend(_issue(hit, column) for hit in hits)
             return _redact(text, hits)
 
-        texts = [redact(text, _column(row, number)) for number, text in enumerate(texts)]
+        texts = [redact(text, _column(row, number, names)) for number, text in enumerate(texts)]
         for number, call in calls.items():
-            calls[number] = _rewritten(call, f"messages[{number}].tool_calls", redact)
+            calls[number] = _rewritten(
+                call, f"{_name(names.messages, 'messages')}[{number}].tool_calls", redact
+            )
         kept = tuple((name, redact(value, field_name(name))) for name, value in row.columns)
         return _with_texts(row, texts, calls, kept), tuple(issues)
 
@@ -311,13 +237,20 @@ def _issue(hit: _Hit, column: str) -> Issue:
     )
 
 
-def _column(row: Row, number: int) -> str:
-    """The field of the prepared row that has the message."""
+def _name(name: str | None, role: str) -> str:
+    return role if name is None else field_name(name)
+
+
+def _column(row: Row, number: int, names: Columns) -> str:
+    """The field of the source that has the message."""
     if number == len(row.messages):
-        return "rejected"
+        return _name(names.rejected, "rejected")
     if row.form == "ChatMessages":
-        return f"messages[{number}].content"
+        return f"{_name(names.messages, 'messages')}[{number}].content"
     if number == len(row.messages) - 1:
-        return "chosen" if row.form == "Preference" else "completion"
+        if row.form == "Preference":
+            return _name(names.chosen, "chosen")
+        return _name(names.completion, "completion")
+    prompt = _name(names.prompt, "prompt")
     is_text = len(row.messages) == 2 and row.messages[0].role == "user"
-    return "prompt" if is_text else f"prompt[{number}].content"
+    return prompt if is_text else f"{prompt}[{number}].content"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers of records: JSON Lines, JSON list, CSV, TSV, Parquet. They do not depend on formats."""
+"""Containers of records: JSON Lines, JSON list, CSV, TSV, Parquet, Excel. They do not depend on formats."""

@@ -10,11 +10,11 @@ from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.row_problems import Code, InvalidRecord, Issue, RowPosition, field_names
 
 TableName = Literal["CSV", "TSV", "Parquet"]
-ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]
+ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet", "Excel"]
 TABLES: Final[tuple[TableName, ...]] = get_args(TableName)
 
 Fields = dict[str, Any]
-"""Fields of a record: JSON values; texts in CSV and TSV."""
+"""Fields of a record: JSON values; texts in CSV, TSV and Excel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +55,7 @@ def repeated_column(columns: Sequence[str]) -> Issue | None:
 
 
 def table_of(container: ContainerName) -> TableName | None:
-    """The container if it is a table; None if it holds JSON."""
+    """The kind of table in a container; None if it holds JSON. A workbook counts as its export to CSV."""
+    if container == "Excel":
+        return "CSV"
     return next((table for table in TABLES if table == container), None)

@@ -119,6 +119,9 @@ EMPTY: Final[tuple[object, ...]] = (None, "", [])
 """Values of a field that is absent, which a table or another row of the file may require."""
 
 PAIR: Final = frozenset({"prompt", "completion"})
+MAX_NAME_WORDS: Final = 4
+MAX_NAME_CHARACTERS: Final = 60
+"""Maximum length of what counts as the name of a column; a longer text in a header is probably a row."""
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -212,16 +215,12 @@ class Format(ABC):
         others = [name for name in absent if name not in in_template]
         found = []
         if others:
-            mapped = mapped_columns(columns) if PAIR.issuperset(others) else None
             found.append(
                 Issue(
                     Code.HEADER,
                     f"the header has no column {quote_names(others)}, but {field_names(columns, 'others')}",
                     f"the column{'s' if len(others) > 1 else ''} {quote_names(others)}",
-                    f"set {mapped}"
-                    if mapped
-                    else "name the right columns in columns (and split.groupBy"
-                    f"{' and keepColumns' if self.recipe.kept_columns else ''})",
+                    self._columns_advice(columns, others),
                 )
             )
         if in_template:
@@ -235,6 +234,18 @@ class Format(ABC):
                 )
             )
         return tuple(found)
+
+    def _columns_advice(self, columns: Sequence[str], absent: Sequence[str]) -> str:
+        """What to do about absent columns."""
+        if PAIR.issuperset(absent):
+            if mapped := mapped_columns(columns):
+                return f"set {mapped}"
+            if len(columns) == 1:
+                return "add a column: a row needs a prompt and the answer to learn"
+            if any(map(is_sentence, columns)):
+                return "add a first line that names the columns, such as prompt and completion"
+        kept = " and keepColumns" if self.recipe.kept_columns else ""
+        return f"name the right columns in columns (and split.groupBy{kept})"
 
     def read(self, record: Fields) -> RawRow | Issues:
         """The row with its group and split, or all its issues."""
@@ -334,6 +345,11 @@ class Format(ABC):
             f"correct {name}, or remove split.column",
             column=name,
         )
+
+
+def is_sentence(name: str) -> bool:
+    """Whether the name of a column looks like a text of a row, as in a table without a header."""
+    return len(name.split()) > MAX_NAME_WORDS or len(name) > MAX_NAME_CHARACTERS
 
 
 def missing_field_issue(record: Fields, name: str) -> Issue:

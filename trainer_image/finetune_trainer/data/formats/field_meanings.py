@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of fields that have a meaning for training, and fields that rate an answer.
+"""What a field that no format reads may mean for training, by its name or by a value that rates an answer.
 
 If nothing reads a field with a meaning, a warning names it. If a file has no field that a format reads, its
 usual names of questions and answers show how to map them.
@@ -7,8 +7,11 @@ usual names of questions and answers show how to map them.
 Rows with a field that rates an answer are KTO, are left out, or the user must set the format.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import Any, Final
 
 from finetune_trainer.contract.vocabulary import DataFormat
@@ -83,6 +86,25 @@ def meaning_of(path: str) -> Meaning | None:
     return MEANINGS.get(path.rpartition("[].")[2].removeprefix("input."))
 
 
+_QUESTIONS: Final = (
+    *("message", "text", "body", "ticket", "description", "comment", "review", "sentence", "utterance"),
+    *(
+        "email",
+        "content",
+        "request",
+        "question",
+        "query",
+        "instruction",
+        "input",
+        "prompt",
+        "title",
+        "subject",
+    ),
+)
+_ANSWERS: Final = (
+    *("answer", "response", "reply", "completion", "output", "target"),
+    *("label", "team", "category", "class", "intent", "topic", "sentiment", "department", "queue", "tag"),
+)
 PAIRS: Final = (
     ("question", "answer"),
     ("query", "answer"),
@@ -101,6 +123,7 @@ PAIRS: Final = (
     ("text", "label"),
     ("text", "summary"),
     ("document", "summary"),
+    *product(_QUESTIONS, _ANSWERS),
 )
 """Usual names of a prompt and its completion that no format reads, the most specific first."""
 
@@ -109,20 +132,46 @@ CONTEXTS: Final = ("context", "input")
 """Names of another part of the prompt, before the question."""
 
 
-def mapped_columns(names: Iterable[str]) -> str | None:
-    """How to map columns whose usual names show the prompt and the completion; None if none do."""
-    present = {name.lower(): name for name in names}
+def probable_names(names: Iterable[str]) -> FieldNames | None:
+    """The columns of prompt and completion by usual names, in any case; None if none have such names."""
+    present: dict[str, str] = {}
+    for name in names:
+        present.setdefault("_".join(name.lower().replace("-", " ").split()), name)
     for prompt, completion in PAIRS:
         if prompt not in present or completion not in present:
             continue
-        parts = [f"columns.completion: {present[completion]}"]
-        context = next((name for name in CONTEXTS if name in present and name != prompt), None)
+        context = next(
+            (name for name in CONTEXTS if name in present and name not in (prompt, completion)), None
+        )
         if context is not None:
-            parts.insert(0, f'template: "{{{present[context]}}} {{{present[prompt]}}}"')
-        elif present[prompt] != "prompt":
-            parts.insert(0, f"columns.prompt: {present[prompt]}")
-        return " and ".join(parts)
+            template = f"{{{present[context]}}} {{{present[prompt]}}}"
+            return FieldNames(completion=present[completion], template=template)
+        return FieldNames(
+            prompt=None if present[prompt] == "prompt" else present[prompt], completion=present[completion]
+        )
     return None
+
+
+PLAIN_NAME: Final = re.compile(r"[A-Za-z_](?:[\w .-]*\w)?")
+"""Texts that are the same text in a YAML list or object."""
+
+
+def columns_block(names: FieldNames) -> str:
+    """The fields of a Dataset that name these columns, as in its YAML."""
+    columns = {each.name: getattr(names, each.name) for each in fields(names) if each.name != "template"}
+    block = ", ".join(f"{role}: {_scalar(name)}" for role, name in columns.items() if name is not None)
+    template = "" if names.template is None else f"template: {json.dumps(names.template)} and "
+    return f"{template}columns: {{{block}}}"
+
+
+def _scalar(name: str) -> str:
+    return name if PLAIN_NAME.fullmatch(name) else json.dumps(name)
+
+
+def mapped_columns(names: Iterable[str]) -> str | None:
+    """How to map columns whose usual names show the prompt and the completion; None if none do."""
+    found = probable_names(names)
+    return None if found is None else columns_block(found)
 
 
 LABELS: Final = {"true": True, "false": False, "1": True, "0": False}

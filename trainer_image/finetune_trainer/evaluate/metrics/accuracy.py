@@ -3,8 +3,7 @@
 
 from functools import partial
 
-from finetune_trainer.evaluate.classification import right_answers
-from finetune_trainer.evaluate.measure import Measure
+from finetune_trainer.evaluate.measure import Measure, right_answers
 from finetune_trainer.scoring.metric_scope import MetricScope
 
 

@@ -10,8 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.evaluate.classification import label_pair, required_labels, right_answers
-from finetune_trainer.evaluate.measure import Measure, MeasuredRow
+from finetune_trainer.evaluate.measure import Measure, MeasuredRow, label_pair, required_labels, right_answers
 from finetune_trainer.scoring.metric_scope import MetricScope
 
 

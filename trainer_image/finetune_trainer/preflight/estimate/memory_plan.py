@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from finetune_trainer.contract.accelerators import gibibytes
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, TYPES, Objective, can_shard, types_of
-from finetune_trainer.contract.prediction import Verdict, gibibytes
+from finetune_trainer.contract.prediction import Verdict
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fake_step import StepShape

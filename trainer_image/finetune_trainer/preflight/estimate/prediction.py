@@ -11,10 +11,11 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import TYPES, Method, is_sharded, resolve_sharding
-from finetune_trainer.contract.prediction import DeviceFacts, Prediction
+from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.loading import weights_bytes
 from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape

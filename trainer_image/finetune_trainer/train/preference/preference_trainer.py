@@ -18,7 +18,7 @@ from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.encoding import EncodedAnswers
 from finetune_trainer.train.batches import CollatedBatches, Division, LazyBatches
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures
+from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures, Validation
 from finetune_trainer.train.preference.preference_loss import (
     ComparedRows,
     ComparedSteps,
@@ -27,7 +27,6 @@ from finetune_trainer.train.preference.preference_loss import (
     Totals,
     held_out_batches,
 )
-from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.states.resume_states import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.trainer import StepSums, StepTrainer, training_arguments

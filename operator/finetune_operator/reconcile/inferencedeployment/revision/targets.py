@@ -17,6 +17,7 @@ from finetune_operator.api.inference_deployment import (
     ServedModel,
     ServedModelStatus,
 )
+from finetune_operator.api.meta import find_unimplemented
 from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.manifests.volumes import parse_store
 from finetune_operator.manifests.weights import WeightsReference, short_digest
@@ -29,7 +30,6 @@ from finetune_operator.reconcile.platform.queues import check_choice, check_queu
 from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
-from finetune_operator.status.reserved_fields import find_unimplemented
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 

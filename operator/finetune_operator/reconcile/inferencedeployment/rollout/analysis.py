@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 
 from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
+from finetune_operator.api.labels import REVISION
 from finetune_operator.api.rollout_analysis import (
     AnalysisFigureStatus,
     AnalysisGate,
@@ -23,7 +24,7 @@ from finetune_operator.manifests.analysis_job import (
     build_analysis_job,
     served_digests,
 )
-from finetune_operator.manifests.labels import REVISION, stage_job_name
+from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.manifests.trainer_config import choose_trainer
 from finetune_operator.observe import pod_termination

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from finetune_operator.api.inference_deployment import ObeyedDecision, RevisionModel, RevisionStatus
+from finetune_operator.api.labels import REVISION
 from finetune_operator.engine.resources import DEPLOYMENT, POD, SERVICE
 from finetune_operator.manifests.endpoint import build_deployment, build_preview_service, preview_name
-from finetune_operator.manifests.labels import REVISION
-from finetune_operator.manifests.pod_shape import find_changed_origin
+from finetune_operator.manifests.pod_origin import find_changed_origin
 from finetune_operator.observe.pod_status import has_started
 from finetune_operator.plan import Apply, Create, Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.revision_states import (

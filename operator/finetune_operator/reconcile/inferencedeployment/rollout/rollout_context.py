@@ -6,10 +6,10 @@ from datetime import timedelta
 from functools import cached_property
 
 from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
+from finetune_operator.api.labels import REVISION
 from finetune_operator.api.rollout_analysis import RevisionAnalysis
 from finetune_operator.api.rollout_strategy import DecisionVerdict, RolloutDecision, RolloutDecisionFields
 from finetune_operator.engine.resources import DEPLOYMENT, POD
-from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import (
     ServingTrouble,

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of local runs as a backend of the verbs.
+
+It reads also while `finetune run` works in the folder, and writes only when no program does.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune_client.backend import LogLine, Object
+from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.local.controllers import pods_of
+from finetune_client.local.kubelet import log_path
+from finetune_client.local.persistence import NAMESPACE, ROOT, Folder, StoredCluster, merged
+from finetune_operator.api.crd import KINDS_BY_NAME
+from finetune_operator.api.labels import OWNER_NAME, STAGE
+from finetune_operator.plan import Manifest
+from finetune_operator.stage_table import STAGES
+
+
+class LocalBackend:
+    """The objects of a folder of local runs.
+
+    Args:
+        root: the folder.
+        claims: folders in place of claims, as for `finetune run`.
+    """
+
+    def __init__(self, root: Path = ROOT, claims: dict[str, Path] | None = None) -> None:
+        self._folder = Folder(root)
+        self._claims = claims or {}
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of all local runs."""
+        return NAMESPACE
+
+    def get(self, kind: str, name: str) -> Object | None:
+        """One object; None if it does not exist."""
+        return self._folder.read((kind, name))
+
+    def objects(self, kind: str) -> list[Object]:
+        """All objects of a kind."""
+        return [each for each in self._folder.load() if each["kind"] == kind]
+
+    def apply(self, manifest: Object) -> Object:
+        """Create an object or replace its spec. The next `finetune run` acts on it."""
+        with self._folder.locked():
+            cluster, key = StoredCluster(self._folder), (manifest["kind"], manifest["metadata"]["name"])
+            existing = cluster.objects.get(key)
+            if existing is None:
+                return cluster.add(manifest)
+            return self._replace(cluster, {**existing, "spec": manifest["spec"]})
+
+    def patch(self, kind: str, name: str, patch: Object) -> Object:
+        """Change an object by a JSON merge patch."""
+        with self._folder.locked():
+            cluster = StoredCluster(self._folder)
+            if (kind, name) not in cluster.objects:
+                raise OperationError(f"{kind} {name} does not exist in {self._folder.root}")
+            return self._replace(cluster, merged(cluster.objects[kind, name], patch))
+
+    def _replace(self, cluster: StoredCluster, manifest: Manifest) -> Object:
+        """Store a changed object; the definitions of its kind accept it."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if kind in KINDS_BY_NAME:
+            try:
+                KINDS_BY_NAME[kind].model.model_validate(manifest)
+            except ValueError as error:
+                raise OperationError(f"{kind} {name}: {error}", exit_code=ProgramExit.INVALID) from error
+        is_new = cluster.objects[kind, name].get("spec") != manifest.get("spec")
+        cluster.objects[kind, name] = manifest
+        if is_new:
+            cluster.change(kind, name)
+        else:
+            cluster.written((kind, name))
+        return manifest
+
+    def events(self) -> list[Object]:
+        """Events about the objects, the oldest first."""
+        return self._folder.events()
+
+    def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:  # noqa: ARG002
+        """Lines of the pods of a run in the order of their starts; of one stage if it is named.
+
+        Files do not tell when a container ends: `follow` reads what is there.
+        """
+        cluster = StoredCluster(self._folder)
+        jobs = [job for job in cluster.of("Job").values() if job["metadata"]["labels"].get(OWNER_NAME) == run]
+        pods = [
+            pod
+            for job in jobs
+            for pod in pods_of(cluster, job)
+            if stage in (None, pod["metadata"]["labels"].get(STAGE))
+        ]
+        for pod in sorted(pods, key=_place):
+            name = pod["metadata"]["name"]
+            for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
+                path = log_path(self._folder.root, name, container["name"])
+                if path.is_file():
+                    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                        yield LogLine(name, container["name"], line)
+
+    def read(self, uri: str) -> bytes:
+        """A file of the store, such as a page that a status names."""
+        scheme, _, rest = uri.partition("://")
+        claim, _, path = rest.partition("/")
+        root = self._claims.get(claim, self._folder.root / "claims" / claim).resolve()
+        file = (root / path).resolve()
+        if scheme != "pvc" or not file.is_relative_to(root) or not file.is_file():
+            raise OperationError(f"{uri} does not exist in {root}")
+        return file.read_bytes()
+
+
+def _place(pod: Manifest) -> tuple[str, int, str]:
+    """Place of a pod among those of a run: several may start in the same second."""
+    metadata = pod["metadata"]
+    stages = [*STAGES]
+    return metadata["creationTimestamp"], stages.index(metadata["labels"][STAGE]), metadata["name"]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`approve`, `reject`, `rollback`, `cancel`, `suspend`, `resume`: a person's decisions, and what follows."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from finetune_client import decisions
+from finetune_client.backend import Backend, Object
+from finetune_client.decisions import Change
+from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.ownership import refuse_if_git_owns
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
+
+CheckpointOrRun = Annotated[
+    str,
+    typer.Argument(
+        help="Checkpoint, or a run for the Checkpoint that it evaluated.", metavar="CHECKPOINT|RUN"
+    ),
+]
+Why = Annotated[str, typer.Option("--reason", help="Reason, recorded in spec.approval.", metavar="TEXT")]
+Run = Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")]
+
+
+def approve(
+    name: CheckpointOrRun,
+    *,
+    reason: Why,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Approve a Checkpoint, which promotes it."""
+    _judge("Approved", name, reason, connect(namespace, context, kubeconfig, local))
+
+
+def reject(
+    name: CheckpointOrRun,
+    *,
+    reason: Why,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Reject a Checkpoint, which also withdraws its promotion."""
+    _judge("Rejected", name, reason, connect(namespace, context, kubeconfig, local))
+
+
+def rollback(
+    endpoint: Annotated[str, typer.Argument(help="Name of the InferenceDeployment.", metavar="ENDPOINT")],
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="Revision of status.revisions. Default: the one before.", metavar="REVISION"
+        ),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Who decided, and why; recorded in a decision.", metavar="TEXT")
+    ] = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Abort a rollout, or return to the Checkpoints of an earlier revision."""
+    backend = connect(namespace, context, kubeconfig, local)
+    found = _get(backend, "InferenceDeployment", endpoint)
+
+    def exists(checkpoint: str) -> bool:
+        return backend.get("Checkpoint", checkpoint) is not None
+
+    parsed = InferenceDeployment.model_validate(found)
+    change = decisions.rollback(parsed, found, to, reason, exists)
+    _make(backend, found, change)
+
+
+def cancel(
+    name: Run,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """End a run for good."""
+    backend = connect(namespace, context, kubeconfig, local)
+    found = _get(backend, "FineTuneJob", name)
+    change = decisions.cancel(FineTuneJob.model_validate(found))
+    if change.spec:
+        refuse_if_git_owns(change.kind, found, change.spec)
+    if change.spec and not yes and sys.stdin.isatty() and not typer.confirm(f"End {name} for good?"):
+        raise OperationError("not cancelled", exit_code=ProgramExit.INTERRUPTED)
+    _make(backend, found, change)
+
+
+def suspend(
+    name: Run,
+    *,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Suspend a run: it frees its devices and can be resumed."""
+    backend = connect(namespace, context, kubeconfig, local)
+    found = _get(backend, "FineTuneJob", name)
+    _make(backend, found, decisions.suspend(FineTuneJob.model_validate(found)))
+
+
+def resume(
+    name: Run,
+    *,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Resume a suspended run from its last saved state."""
+    backend = connect(namespace, context, kubeconfig, local)
+    found = _get(backend, "FineTuneJob", name)
+    _make(backend, found, decisions.resume(FineTuneJob.model_validate(found)))
+
+
+def _judge(state: Literal["Approved", "Rejected"], name: str, reason: str, backend: Backend) -> None:
+    if not reason.strip():
+        raise OperationError(
+            "--reason is empty: write why, for whoever reads it later", exit_code=ProgramExit.INVALID
+        )
+    found = backend.get("Checkpoint", name)
+    if found is None:
+        job = backend.get("FineTuneJob", name)
+        if job is None:
+            raise OperationError(
+                f"namespace {backend.namespace} has neither a Checkpoint nor a FineTuneJob {name}",
+                [f"kubectl -n {backend.namespace} get checkpoints,finetunejobs"],
+                exit_code=ProgramExit.INVALID,
+            )
+        name = decisions.evaluated_checkpoint(FineTuneJob.model_validate(job))
+        found = _get(backend, "Checkpoint", name)
+    notes = []
+    try:
+        endpoints = [
+            InferenceDeployment.model_validate(each) for each in backend.objects("InferenceDeployment")
+        ]
+    except OperationError as error:
+        # An approver need not see endpoints.
+        endpoints = None
+        notes.append(f"Its endpoints are not named: {error}")
+    line = [Checkpoint.model_validate(each) for each in backend.objects("Checkpoint")]
+    change = decisions.judge(state, Checkpoint.model_validate(found), reason, line, endpoints)
+    _make(backend, found, change, notes)
+
+
+def _get(backend: Backend, kind: str, name: str) -> Object:
+    found = backend.get(kind, name)
+    if found is None:
+        names = sorted(each["metadata"]["name"] for each in backend.objects(kind))
+        shown = ", ".join(names[:10]) or "none"
+        raise OperationError(
+            f"{kind} {name} does not exist in namespace {backend.namespace}; there are: {shown}",
+            exit_code=ProgramExit.INVALID,
+        )
+    return found
+
+
+def _make(backend: Backend, obj: Object, change: Change, notes: "list[str] | tuple[str, ...]" = ()) -> None:
+    """Make the change unless Git owns the object, and print what follows."""
+    if change.spec:
+        refuse_if_git_owns(change.kind, obj, change.spec)
+        backend.patch(change.kind, change.name, {"spec": change.spec})
+    print(change.done)
+    for sentence in (*change.next, *notes):
+        print(f"  {sentence}")
+    # Local runs are not in a cluster.
+    if change.follow and getattr(backend, "access", None) is not None:
+        print(f"  Follow it: {change.follow}")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report`, `compare`, `plot`: what runs achieved."""
+
+import json
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+import yaml
+
+from finetune_client.backend import Backend, Object
+from finetune_client.comparison import Comparison
+from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.run_report import RunReport
+from finetune_client.tables import PLAIN_WIDTH, console
+from finetune_client.verbs.options import (
+    Context,
+    Kubeconfig,
+    Local,
+    Namespace,
+    Output,
+    OutputFormat,
+    connect,
+)
+from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.finetune_job import FineTuneJob
+
+PLOT_LINES: Final = 20
+MAX_NAMES: Final = 10
+"""Runs that an error about a missing one lists."""
+
+
+def report(
+    name: Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")],
+    *,
+    open_page: Annotated[
+        bool,
+        typer.Option("--open", help="Open the evaluation page, or else the training page, in a browser."),
+    ] = False,
+    output: Output = None,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Scores with intervals, gates, findings, prediction and cost of a run."""
+    backend = connect(namespace, context, kubeconfig, local)
+    job = _run(backend, name)
+    found = backend.get("Dataset", job.spec.dataset.ref.name) if job.spec.dataset.ref is not None else None
+    made = RunReport(job, Dataset.model_validate(found) if found is not None else None)
+    if not _printed(made.to_json(), output):
+        console().print(made.render(), soft_wrap=False)
+    if open_page:
+        _open(backend, made)
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Two or more FineTuneJobs.", metavar="A B…")],
+    *,
+    output: Output = None,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Runs side by side: the fields that differ, scores, verdicts and cost."""
+    if len(dict.fromkeys(names)) < 2:
+        raise OperationError("name at least two runs to compare", exit_code=ProgramExit.INVALID)
+    backend = connect(namespace, context, kubeconfig, local)
+    made = Comparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
+    if not _printed(made.to_json(), output):
+        console().print(made.render())
+
+
+def plot(
+    names: Annotated[list[str], typer.Argument(help="One or more FineTuneJobs.", metavar="NAME…")],
+    *,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Write an SVG file instead of drawing.", metavar="FILE")
+    ] = None,
+    output: Output = None,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    local: Local = None,
+) -> None:
+    """Loss curves of runs, in the terminal or as an SVG file."""
+    from finetune_client.curves import curve_of, draw, picture
+
+    backend = connect(namespace, context, kubeconfig, local)
+    screen = console()
+
+    def on_unread(error: OperationError) -> None:
+        typer.echo(f"{error}: the curve is that of a Checkpoint, with fewer points", err=True)
+
+    curves = [
+        curve_of(_run(backend, name), backend.read, lambda each: backend.get("Checkpoint", each), on_unread)
+        for name in dict.fromkeys(names)
+    ]
+    if _printed({"curves": [curve.to_json() for curve in curves]}, output):
+        return
+    if svg is not None:
+        try:
+            svg.write_text(picture(curves))
+        except OSError as error:
+            raise OperationError(f"{svg} cannot be written: {error.strerror}") from error
+        print(f"{svg} written")
+        return
+    width = screen.width if screen.is_terminal else PLAIN_WIDTH
+    print(draw(curves, width, PLOT_LINES, color=screen.color_system is not None and screen.is_terminal))
+
+
+def _run(backend: Backend, name: str) -> FineTuneJob:
+    found = backend.get("FineTuneJob", name)
+    if found is None:
+        names = sorted(each["metadata"]["name"] for each in backend.objects("FineTuneJob"))
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        raise OperationError(
+            f"FineTuneJob {name} does not exist in namespace {backend.namespace}; there are:"
+            f" {', '.join(names[:MAX_NAMES]) or 'none'}{more}",
+            exit_code=ProgramExit.INVALID,
+        )
+    return FineTuneJob.model_validate(found)
+
+
+def _printed(document: Object, output: OutputFormat | None) -> bool:
+    """Print the document if a format for programs is wanted, and return whether it is.
+
+    Raises:
+        OperationError: the format is for tables of objects.
+    """
+    if output is None:
+        return False
+    if output is OutputFormat.JSON:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif output is OutputFormat.YAML:
+        print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+    else:
+        raise OperationError(
+            f"--output {output.value} is not supported here: write json or yaml",
+            exit_code=ProgramExit.INVALID,
+        )
+    return True
+
+
+def _open(backend: Backend, made: RunReport) -> None:
+    """Read a page from the store, and open it in a browser."""
+    subject = next((each for each in ("evaluation", "training") if each in made.pages), None)
+    if subject is None:
+        raise OperationError(f"FineTuneJob {made.job.name} has no page yet: it is written when training ends")
+    content = backend.read(made.pages[subject])
+    file = Path(tempfile.mkdtemp(prefix="finetune-")) / f"{made.job.name}-{subject}.html"
+    file.write_bytes(content)
+    opened = webbrowser.open(file.as_uri())
+    typer.echo(f"{file}" if opened else f"no browser was found: open {file}", err=True)

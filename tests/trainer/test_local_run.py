@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`finetune run` with the tiny model, as a process: killed during training, continued, and served."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from finetune_client.local.backend import LocalBackend
+from tests.waiting import eventually
+from tools.models.tiny import tiny
+
+SECONDS = 120
+TEAMS = ("billing", "courier")
+ENDPOINT = re.compile(r"serving tickets at (\S+)")
+
+
+def objects() -> list[dict[str, object]]:
+    base = {"baseModel": {"uri": "pvc://models/tiny"}}
+    specs = {
+        "Dataset": {
+            "sources": [{"uri": "configmap://rows/rows.jsonl"}],
+            "split": {"validation": 0.1, "test": 0.2},
+        },
+        "FineTuneJob": {
+            **base,
+            "modelLine": "tickets",
+            "dataset": {"ref": {"name": "tickets"}},
+            "method": {"type": "LoRA", "lora": {"r": 4}},
+            "hyperparameters": {"epochs": 60, "learningRate": 0.02},
+            "checkpoints": {"stateEverySteps": 5},
+            "evaluation": {"metrics": ["loss"], "gates": [{"metric": "loss", "max": 20}]},
+        },
+        "InferenceDeployment": {**base, "models": [{"name": "tickets", "follow": {"modelLine": "tickets"}}]},
+    }
+    header = {"apiVersion": "finetune.dev/v1alpha1", "metadata": {"name": "tickets"}}
+    return [{**header, "kind": kind, "spec": spec} for kind, spec in specs.items()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(tiny(), tmp_path / "models" / "tiny")
+    rows = [
+        json.dumps({"prompt": f"Case {number}: who?", "completion": TEAMS[number % 2]})
+        for number in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    generator = {"configMapGenerator": [{"name": "rows", "files": ["rows.jsonl"]}]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(generator))
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump_all(objects()))
+    return tmp_path
+
+
+@contextmanager
+def program(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`finetune run` in the folder; killed at the end of the block."""
+    command = [sys.executable, "-m", "finetune_client", "run", "finetune.yaml", "--claim", "models=models"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        (folder / "output").open("ab") as output,
+        subprocess.Popen(
+            [*command, *arguments], cwd=folder, stdout=output, stderr=output, env=environment
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def logs(folder: Path, stage: str) -> list[Path]:
+    return sorted((folder / ".finetune" / "logs").glob(f"*-{stage}-*.log"))
+
+
+def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -> None:
+    def output() -> str:
+        return (folder / "output").read_text()
+
+    def progress() -> object:
+        return [path.stat().st_size for path in (folder / ".finetune").rglob("*.log")], output()
+
+    with program(folder, "--no-serve") as killed:
+        saved = folder / ".finetune" / "claims" / "artifacts" / "runs"
+        eventually(
+            "a saved state",
+            lambda: any(saved.rglob("*/train/**/optimizer*")),
+            SECONDS,
+            output,
+            progress=progress,
+        )
+        killed.kill()
+    trained = logs(folder, "train")
+    assert len(trained) == 1
+
+    # The trainer of the killed program still runs; the next program lets it save, and continues.
+    with program(folder) as second:
+        found = eventually("it serves", lambda: ENDPOINT.search(output()), SECONDS, output, progress=progress)
+        question = {
+            "model": "tickets",
+            "messages": [{"role": "user", "content": "Case 2: who?"}],
+            "max_tokens": 4,
+        }
+        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+            answer = client.post(f"{found[1]}/chat/completions", json=question)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"]
+        second.send_signal(signal.SIGINT)
+        assert second.wait(SECONDS) == 0
+    trained = logs(folder, "train")
+    assert "resum" in trained[-1].read_text()
+    job = LocalBackend(folder / ".finetune").get("FineTuneJob", "tickets")
+    assert job is not None
+    assert {each["type"]: each["status"] for each in job["status"]["conditions"]}["Ready"] == "True"
+
+    with program(folder, "--no-serve") as third:
+        assert third.wait(SECONDS) == 0
+    assert logs(folder, "train") == trained
