@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of a namespace, and its files: on a claim, in a bucket, or in a folder of local runs."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def _bucket(scheme: str) -> object:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme)
+        # They log what they also raise, with tracebacks.
+        logging.getLogger(PACKAGES.get(scheme, "fsspec")).setLevel(logging.CRITICAL)
+        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
         raise OperationError(
