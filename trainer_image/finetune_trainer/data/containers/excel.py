@@ -15,9 +15,9 @@ from finetune_trainer.data.containers.base import Header, RawRecord, repeated_co
 from finetune_trainer.data.containers.workbook import (
     MAX_SHEET_BYTES,
     Archive,
-    XmlEvents,
     Workbook,
     WorkbookRefused,
+    XmlEvents,
     damaged,
     too_large,
     unescape,
