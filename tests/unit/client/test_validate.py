@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from finetune_client.errors import ProgramExit
-from finetune_client.offline import regex
+from finetune_client.offline import references, regex
 from finetune_client.offline.manifests import WrittenObject
+from finetune_client.offline.schema import root_schema
 from finetune_client.offline.validation import judge_object
 from finetune_client.program import main
 from finetune_operator.api.crd import KINDS_BY_NAME
@@ -279,6 +280,40 @@ def test_what_only_the_cluster_can_have_is_said_once(validate: Validate) -> None
         ),
         "2 objects in 1 file: valid",
     ]
+
+
+def test_every_field_that_may_refer_to_another_object_exists() -> None:
+    for each in references._REFERENCES:
+        schema: Any = root_schema(each.kind)["properties"]["spec"]
+        for step in each.field.split("."):
+            schema = schema.get("items", schema)["properties"][step]
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("  store: {uri: s3://runs/a, credentialsSecretRef: {name: bucket}}", "Secret bucket"),
+        (
+            "  evaluation: {customMetrics: [{name: own, configMapRef: {name: code, key: a.py}}]}",
+            "ConfigMap code",
+        ),
+        ("  store: {uri: pvc://artifacts}", "PersistentVolumeClaim artifacts"),
+        ("  compute: {profile: h100}", "ComputeProfile h100"),
+    ],
+)
+def test_a_prerequisite_must_be_in_the_files_or_in_the_cluster(
+    validate: Validate, part: str, kind: str
+) -> None:
+    _, lines = validate(f"{DATASET}---\n{RUN}{part}\n")
+    assert any(
+        line.endswith(f"info: {kind} is not in the files: it must exist in the cluster") for line in lines
+    )
+    type_, name = kind.split()
+    there = (
+        f"---\napiVersion: {'finetune.dev/v1alpha1' if type_ == 'ComputeProfile' else 'v1'}\nkind: {type_}\n"
+    )
+    _, lines = validate(f"{DATASET}---\n{RUN}{part}\n{there}metadata: {{name: {name}}}\n")
+    assert not any("must exist in the cluster" in line for line in lines)
 
 
 def test_a_configmap_of_a_kustomization_is_in_the_files(validate: Validate) -> None:
