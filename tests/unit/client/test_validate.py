@@ -455,6 +455,26 @@ def test_a_folder_is_read_without_what_is_no_manifest(
     }
 
 
+def test_a_patch_of_a_kustomization_is_not_judged_as_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "production"):
+        Path(name).mkdir()
+    Path("base/all.yaml").write_text(ALL)
+    Path("production/replicas.yaml").write_text(f"{ENDPOINT.partition('spec')[0]}spec: {{replicas: 3}}\n")
+    Path("production/kustomization.yaml").write_text(
+        "kind: Kustomization\npatches: [{path: replicas.yaml}]\n"
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["validate", "."])
+    assert end.value.code == 0
+    assert (
+        "production/replicas.yaml:1: InferenceDeployment/tickets: info: not judged: a patch;"
+        " judge the result: kubectl kustomize production | finetune validate -\n"
+    ) in capsys.readouterr().out
+
+
 def test_a_file_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["validate", "missing.yaml"])
