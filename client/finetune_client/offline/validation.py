@@ -137,14 +137,14 @@ def _judge_labels(kind: str, obj: dict[str, Any]) -> Iterator[Finding]:
 def _judge_other_file(value: Any, *, from_folder: bool) -> Iterator[Finding]:
     software, advice = recognize(value) if isinstance(value, dict) else ("", {})
     if software:
-        message = f"no object, but settings of {software}: they become fields of objects"
+        message = f"settings of {software}, not an object: write them as fields of objects"
         yield Finding(Severity.ERROR, (), "", message, "docs/coming-from.md has the table")
         for name, text in advice.items():
             yield Finding(Severity.INFO, (name,), name, text)
     elif from_folder:
-        yield Finding(Severity.INFO, (), "", "not judged: no object, because apiVersion and kind are missing")
+        yield Finding(Severity.INFO, (), "", "not judged: apiVersion and kind are missing")
     else:
-        message = f"no object: it needs apiVersion and kind, for example apiVersion: {API_VERSION}"
+        message = f"not an object: add apiVersion and kind, for example apiVersion: {API_VERSION}"
         yield Finding(Severity.ERROR, (), "", message)
 
 

@@ -86,7 +86,7 @@ def test_objects_that_belong_together_are_valid(validate: Validate) -> None:
         (
             "  promotion: {mode: bygates}",
             (
-                'spec.promotion.mode: "bygates" is no value of this field; it has ByGates, Manual, Always, '
+                'spec.promotion.mode: "bygates" is not one of ByGates, Manual, Always, '
                 "Never; did you mean ByGates?"
             ),
         ),
@@ -97,7 +97,7 @@ def test_objects_that_belong_together_are_valid(validate: Validate) -> None:
                 " write 0.03 for 3 %"
             ),
         ),
-        ("  suspend: true\n  suspend: false", "spec.suspend: the field is given twice: keep one of them"),
+        ("  suspend: true\n  suspend: false", "spec.suspend: the field occurs twice: keep one"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_to_write(
@@ -158,7 +158,7 @@ def test_settings_of_other_software_are_recognized_and_each_is_answered(validate
     code, lines = validate("base_model: x\nadapter: lora\nlora_r: 8\nnum_epochs: 3\nunheard_of: 1\n")
     assert code == 2
     assert lines[0] == (
-        "1: no object, but settings of Axolotl: they become fields of objects;"
+        "1: settings of Axolotl, not an object: write them as fields of objects;"
         " docs/coming-from.md has the table"
     )
     assert "3: lora_r: info: lora_r is spec.method.lora.r of a FineTuneJob" in lines
@@ -345,7 +345,7 @@ EXPLODING: Final = "a0: &a0 [x]\n" + "".join(
         ("a: &x [*x]\n", f"1: {UNREADABLE} the document has more than 64 levels, or contains itself"),
         ("a: !Ref x\n", f"1: {UNREADABLE} the tag !Ref is not allowed in a manifest"),
         (b"a: \xff\n", "1: byte 3 is not UTF-8"),
-        ("just text\n", "1: no object: it needs apiVersion and kind"),
+        ("just text\n", "1: not an object: add apiVersion and kind"),
         (EXPLODING, "the document has more than 200,000 values"),
     ],
     ids=range(7),
@@ -451,7 +451,7 @@ def test_a_folder_is_read_without_what_is_no_manifest(
         "severity": "info",
         "file": str(tmp_path / "rows.json"),
         "line": 1,
-        "message": "not judged: no object, because apiVersion and kind are missing",
+        "message": "not judged: apiVersion and kind are missing",
     }
 
 
