@@ -13,12 +13,13 @@ import yaml
 from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Backend
+from finetune_client.connection import connect
 from finetune_client.conversation import Conversation, Speaker
 from finetune_client.decisions import evaluated_checkpoint
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment

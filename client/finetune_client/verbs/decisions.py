@@ -8,10 +8,11 @@ import typer
 
 from finetune_client import decisions
 from finetune_client.backend import Backend, Object
+from finetune_client.connection import connect
 from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment

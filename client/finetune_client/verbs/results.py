@@ -12,6 +12,7 @@ import yaml
 
 from finetune_client.backend import Backend, Object
 from finetune_client.comparison import RunComparison
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
@@ -22,7 +23,6 @@ from finetune_client.verbs.options import (
     Namespace,
     Output,
     OutputFormat,
-    connect,
 )
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
