@@ -41,7 +41,7 @@ class LocalStores(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UploadTarget:
     """Where uploads go: a store such as `pvc://artifacts`, a folder in it, and the Secret that opens it."""
 
     store: str
@@ -78,14 +78,14 @@ def default_profile(backend: ClusterBackend) -> ComputeProfile | None:
         ) from error
 
 
-def find_target(backend: ClusterBackend, uri: str | None) -> Target:
+def find_target(backend: ClusterBackend, uri: str | None) -> UploadTarget:
     """Where an upload goes: the given URI, or else the store of the default ComputeProfile.
 
     Raises:
         OperationError: neither exists, or the URI is not one of a store.
     """
     if uri is not None:
-        return Target(*location_of(uri))
+        return UploadTarget(*location_of(uri))
     store = resolve_store(None, default_profile(backend), backend.namespace)
     if isinstance(store, Blocked):
         raise OperationError(
@@ -94,7 +94,7 @@ def find_target(backend: ClusterBackend, uri: str | None) -> Target:
             exit_code=ProgramExit.INVALID,
         )
     secret = store.credentials_secret_ref
-    return Target(*location_of(store.uri), secret.name if secret is not None else None)
+    return UploadTarget(*location_of(store.uri), secret.name if secret is not None else None)
 
 
 class Stores:
