@@ -36,6 +36,7 @@ DECISIONS: Final = "Decisions"
 ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
+    Verb("init", "init", FILES, "Write an example, or a copy of a run, to begin with."),
     Verb("check", "check", FILES, "Check rows as the cluster does."),
     Verb("report", "results", RUNS, "Show scores, gates, findings and cost of a run."),
     Verb("compare", "results", RUNS, "Show runs side by side."),
