@@ -125,15 +125,15 @@ class Access:
         """Lines of the answer to a GET request, as they arrive; none if the server has none.
 
         Raises:
-            OperationError: the API server is not reachable or forbids the request, or the stream broke.
+            OperationError: the API server is not reachable or refuses the request, or the stream broke.
         """
         response = self._send("GET", path, query, accept="*/*")
-        if response.status == HTTPStatus.FORBIDDEN:
-            raise refusal(response.status, response.read())
-        if response.status >= HTTPStatus.BAD_REQUEST:
+        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
             # The container has not started, or the pod was deleted.
             response.close()
             return
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise refusal(response.status, response.read())
         left = b""
         try:
             for chunk in response.stream(amt=None, decode_content=True):

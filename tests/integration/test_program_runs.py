@@ -99,7 +99,8 @@ def test_a_run_that_misses_its_gates_ends_the_wait_with_their_exit_code(
     operators.start().wait_active()
     program(f"submit {file}")
     program("wait routing", code=ProgramExit.GATES_FAILED)
-    assert "FineTuneJob routing ended with GateFailed: exact_match 0.1" in program.err
+    assert "FineTuneJob routing ended with GateFailed: " in program.err
+    assert "is not promoted: exact_match 0.1 < 0.8" in program.err
 
 
 def test_a_wait_ends_in_time_and_names_a_missing_run(program: Program, api: Api, namespace: str) -> None:

@@ -55,9 +55,9 @@ def ls(
     _print_objects({"apiVersion": "v1", "kind": "List", "items": items}, as_json=output is OutputFormat.JSON)
 
 
-def complete_runs(context: Any, incomplete: str) -> list[str]:
+def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of runs that begin like this, for the completion of shells."""
-    options = context.params
+    options = ctx.params
     try:
         backend: Backend = connect(
             options.get("namespace") or "",

@@ -55,6 +55,9 @@ def waits_for(manifest: Object) -> str:
             return ": suspended until `finetune resume`"
         reference = ((spec.get("dataset") or {}).get("ref") or {}).get("name")
         return f": waits for a version of Dataset {reference}" if reference else ""
+    if manifest["kind"] == "Dataset":
+        sources = [str(source.get("uri")) for source in spec.get("sources") or ()]
+        return f": reads {', '.join(sources)}" if sources else ""
     if manifest["kind"] == "InferenceDeployment":
         follows = [(model.get("follow") or {}).get("modelLine") for model in spec.get("models") or ()]
         lines = ", ".join(str(line) for line in follows if line)

@@ -160,3 +160,27 @@ def test_a_run_without_any_change_counts_as_stuck(monkeypatch: pytest.MonkeyPatc
 def test_a_deleted_run_ends_the_wait() -> None:
     with pytest.raises(OperationError, match="FineTuneJob routing was deleted"):
         follow(Cluster(job()), "elsewhere").until(lambda _: False)
+
+
+def test_a_run_is_rendered_with_its_curve_and_prediction_and_texts_stay_texts() -> None:
+    evil = "\x1b[31m[bold]text[/]\x07"
+    harmless = "\N{REPLACEMENT CHARACTER}[31m[bold]text[/]\N{REPLACEMENT CHARACTER}"
+    out = io.StringIO()
+    done = (condition("DatasetReady"), condition("Preflighted"), condition("Reconciling", "Training", evil))
+    prediction: dict[str, Any] = {"verdict": "Fits", "deviceMemoryBytes": 1 << 30, "hostMemoryBytes": 1}
+    prediction |= {"stateBytes": 1, "flops": 1.0}
+    progress = {"stage": "train", "step": 2, "totalSteps": 4, "loss": 0.5, "deviceMemoryBytes": 2 << 30}
+    shown = snapshot(job(*done, progress=progress, prediction=prediction), None, event("Odd", evil))
+    Console(file=out, width=100).print(render(shown, "", [2.0, 1.0, 0.5]))
+    assert [line.rstrip() for line in out.getvalue().splitlines()] == [
+        f"   FineTuneJob routing  1:30  Training: {harmless}",
+        "  ✔ prepare",
+        "  ✔ preflight",
+        "  ▶ train      step 2/4  loss 0.500",
+        "  · evaluate",
+        "  · promote",
+        "  · serve",
+        "   loss 2.000 █▃▁ 0.500",
+        "   predicted 1 GiB  uses 2 GiB",
+        f"   FineTuneJob routing · Odd · {harmless}",
+    ]
