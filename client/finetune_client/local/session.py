@@ -90,7 +90,9 @@ def _true(manifest: Manifest) -> Iterator[Manifest]:
 
 def _is_failure(present: Manifest) -> bool:
     """Whether nothing continues. In a cluster, a run waits until its Dataset is mended."""
-    return present["type"] == ConditionType.STALLED or present["reason"] == Reason.DATASET_FAILED
+    type_: str = present["type"]
+    reason: str = present["reason"]
+    return type_ == ConditionType.STALLED or reason == Reason.DATASET_FAILED
 
 
 class Session:
