@@ -56,7 +56,7 @@ def main() -> int:
                     continue
                 answer = ask(Endpoint(found[2], "this machine").client(), found[1], QUESTION)
                 print(f"   question: {QUESTION}\n   answer:   {answer}")
-                print(f"   {time.monotonic() - started:.0f} s from rows to this answer", flush=True)
+                print(f"   {time.monotonic() - started:.0f} s until this answer", flush=True)
                 if not os.environ.get(STAY):
                     program.send_signal(signal.SIGINT)
         except KeyboardInterrupt:
