@@ -10,11 +10,12 @@ from typing import Final, Literal
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local.controllers import FIRST_BACKOFF, DeploymentController, JobController, exit_code
-from finetune_client.local.kubelet import PORT, Kubelet, Volumes, is_healthy
+from finetune_client.local.kubelet import PORT, Kubelet, VolumeFolders, is_healthy
 from finetune_client.local.persistence import Folder, StoredCluster
 from finetune_client.local.processes import ChildProcess, StartProcess
 from finetune_operator.api.crd import KINDS_BY_NAME
-from finetune_operator.manifests.labels import OWNER_NAME, REFRESH_REQUESTED
+from finetune_operator.api.labels import OWNER_NAME
+from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.observe.pod_status import condition, creation_time, has_condition, has_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -24,7 +25,7 @@ Until = Literal["prepare", "preflight", "train", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class LastStage:
     """Where a program ends: stages that run, and the condition of a run that is then True."""
 
     stages: frozenset[str]
@@ -32,11 +33,11 @@ class Goal:
 
 
 _TRAIN: Final = frozenset({"prepare", "preflight", "train", "collect"})
-UNTIL: Final[dict[Until, Goal]] = {
-    "prepare": Goal(frozenset({"prepare"}), ConditionType.DATASET_READY),
-    "preflight": Goal(frozenset({"prepare", "preflight"}), ConditionType.PREFLIGHTED),
-    "train": Goal(_TRAIN, ConditionType.TRAINED),
-    "evaluate": Goal(_TRAIN | {"evaluate", "score"}, ConditionType.EVALUATED),
+UNTIL: Final[dict[Until, LastStage]] = {
+    "prepare": LastStage(frozenset({"prepare"}), ConditionType.DATASET_READY),
+    "preflight": LastStage(frozenset({"prepare", "preflight"}), ConditionType.PREFLIGHTED),
+    "train": LastStage(_TRAIN, ConditionType.TRAINED),
+    "evaluate": LastStage(_TRAIN | {"evaluate", "score"}, ConditionType.EVALUATED),
 }
 TICK_SECONDS: Final = 0.2
 RECHECK_SECONDS: Final = 2.0
@@ -59,7 +60,7 @@ BAD_INPUT: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedRun:
     """A run that ended without success.
 
     Attributes:
@@ -110,7 +111,7 @@ class Session:
     def __init__(
         self,
         folder: Folder,
-        volumes: Volumes,
+        volumes: VolumeFolders,
         *,
         start: StartProcess = ChildProcess,
         probe: Callable[[int], bool] = is_healthy,
@@ -237,7 +238,7 @@ class Session:
         )
         return "; ".join(texts)
 
-    def failure(self, kind: str, name: str) -> Failure | None:
+    def failure(self, kind: str, name: str) -> FailedRun | None:
         """Why a run failed; None if it has not."""
         run = self.cluster.objects[kind, name]
         stalled = next((each for each in _true(run) if _is_failure(each)), None)
@@ -245,14 +246,14 @@ class Session:
             return None
         message = f"{stalled['reason']}: {stalled.get('message', '')}"
         if stalled["reason"] in RUN_FAILED:
-            return Failure(ProgramExit.GATES_FAILED, message)
+            return FailedRun(ProgramExit.GATES_FAILED, message)
         pod = self._failed_pod(run)
         if pod is None:
-            return Failure(ProgramExit.INVALID, message)
+            return FailedRun(ProgramExit.INVALID, message)
         is_input = exit_code(pod) in BAD_INPUT
         container = pod["spec"]["containers"][0]["name"]
         log = self.kubelet.log_of(pod["metadata"]["name"], container)
-        return Failure(ProgramExit.INVALID if is_input else ProgramExit.FAILED, message, log)
+        return FailedRun(ProgramExit.INVALID if is_input else ProgramExit.FAILED, message, log)
 
     def _failed_pod(self, run: Manifest) -> Manifest | None:
         """The pod that failed last, of the run or of its Dataset."""

@@ -10,7 +10,7 @@ from finetune_client.local.cluster import at
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.stage_status import MAX_ENDED_PODS
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.passes import Failed
 from finetune_operator.reconcile.stages.accounting import cause_of
 from finetune_trainer.contract.results import RepeatedTraining
@@ -341,7 +341,7 @@ def test_a_run_that_can_continue_keeps_the_time_of_its_stages(reason: str, *, is
     status(cluster)["stages"].append({"name": "train", "deviceSeconds": 30.0})
     job, snapshot = cluster.snapshot("FineTuneJob", JOB)
     assert isinstance(job, FineTuneJob)
-    plan = Run(job, snapshot).plan(Failed(reason, "it ends here"))
+    plan = RunPass(job, snapshot).plan(Failed(reason, "it ends here"))
 
     assert plan.status is not None
     assert lost(plan.status["stages"][-1]) == ({"Failure": 30} if is_lost else {})

@@ -16,7 +16,7 @@ from finetune_operator.api.stage_status import RetryStatus, StageStatus, StageUs
 from finetune_operator.manifests.trainer_config import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob import reconciler
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.passes import Failed, PassOutcome
@@ -50,7 +50,7 @@ class SafetyConfig(StageConfig):
     checkpoint: str
 
 
-def check_safety(run: Run) -> PassOutcome | None:
+def check_safety(run: RunPass) -> PassOutcome | None:
     """The builder: the stage's config, and what the run records of its result."""
     if is_true(run.status.conditions, ROW.condition or ConditionType.READY):
         return None

@@ -30,7 +30,7 @@ from finetune_operator.reconcile.features.custom_metrics import SCORE
 from finetune_operator.reconcile.features.feature import Permission
 from finetune_operator.reconcile.features.registry import config_fields, find_refusal
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
-from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run
+from finetune_operator.reconcile.finetunejob.run import Prerequisites, RunPass
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.model_lines import OF_RUN
@@ -51,7 +51,7 @@ from finetune_trainer.contract.vocabulary import Stage
 STAGE: Final = EVALUATE
 
 
-def evaluate(run: Run) -> PassOutcome | None:
+def evaluate(run: RunPass) -> PassOutcome | None:
     """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
     spec, evaluation = run.job.spec.evaluation, run.status.evaluation
     line, chosen = run.job.spec.model_line, best_checkpoint(run)
@@ -81,7 +81,7 @@ def evaluate(run: Run) -> PassOutcome | None:
 
 
 def _measured(
-    run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary
+    run: RunPass, spec: EvaluationSettings, checkpoint: CheckpointSummary
 ) -> EvaluationStatus | PassOutcome:
     """The evaluation by the stage's result, or how the pass ends."""
     line = run.job.spec.model_line
@@ -113,7 +113,7 @@ def _measured(
     )
 
 
-def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) -> None:
+def _record(run: RunPass, spec: EvaluationSettings, evaluation: EvaluationStatus) -> None:
     run.update(evaluation=evaluation)
     text, said = verdict_text(evaluation), notes(spec, evaluation)
     untested = _untested_text(evaluation.untested_answers)
@@ -126,7 +126,7 @@ def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) ->
         run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
 
 
-def _unpermitted(run: Run) -> Blocked | None:
+def _unpermitted(run: RunPass) -> Blocked | None:
     """Why the Job may not start. The profile may have changed since the start of the run."""
     found = run.prerequisites
     if isinstance(found, Blocked):
@@ -135,7 +135,7 @@ def _unpermitted(run: Run) -> Blocked | None:
     return refused if isinstance(refused, Blocked) else None
 
 
-def find_feature_refusal(run: Run, found: Prerequisites) -> Failed | Blocked | None:
+def find_feature_refusal(run: RunPass, found: Prerequisites) -> Failed | Blocked | None:
     """Why the run may not use a feature of its evaluation."""
     spec = run.job.spec.evaluation
     if spec is None:
@@ -143,7 +143,7 @@ def find_feature_refusal(run: Run, found: Prerequisites) -> Failed | Blocked | N
     return find_refusal(Permission(spec, "spec.evaluation", found.store.uri, found.evaluate_profile))
 
 
-def _untested_answers(run: Run) -> int | None:
+def _untested_answers(run: RunPass) -> int | None:
     """The count of prepare; None if the version is gone, or if other rows are measured."""
     if run.status.resolved.evaluation_dataset_version is not None:
         return None
@@ -160,12 +160,12 @@ def _untested_text(untested: int | None) -> str:
     return f". {answers} no row in the test split, and the scores do not cover them: see the data report"
 
 
-def _profile(run: Run) -> ComputeProfile | None:
+def _profile(run: RunPass) -> ComputeProfile | None:
     found = run.prerequisites
     return None if isinstance(found, Blocked) else found.profile_of(STAGE)
 
 
-def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
+def _weights(run: RunPass, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
@@ -183,7 +183,7 @@ def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
 
 
 def _config(
-    run: Run, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
+    run: RunPass, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
 ) -> StageConfig | Blocked:
     live = live_model(run)
     features = config_fields(stage, spec, run.status.resolved, has_champion=live is not None)
@@ -202,7 +202,7 @@ def _config(
     )
 
 
-def _data(run: Run) -> MeasuredData:
+def _data(run: RunPass) -> MeasuredData:
     resolved, rows = run.status.resolved, run.measured_version
     others = run.job.spec.evaluation.dataset if run.job.spec.evaluation is not None else None
     return measured_data(

@@ -13,7 +13,7 @@ from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.manifests.volumes import run_folder
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.identity import checkpoints, records
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.passes import Blocked, Done, Failed, PlanBuilder, Suspended, Working
 from finetune_operator.reconcile.records.content_removal import (
@@ -50,7 +50,7 @@ def clean_up(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     return draft.plan(status, requeue_after)
 
 
-def restore(run: Run) -> Plan:
+def restore(run: RunPass) -> Plan:
     """Adopt the run's Checkpoints instead of training again. They may be restored later than the run."""
     records = checkpoints(run.job, run.snapshot.checkpoints)
     if not records:
@@ -72,7 +72,7 @@ def restore(run: Run) -> Plan:
     )
 
 
-def _adopt(run: Run, records: Sequence[Checkpoint]) -> None:
+def _adopt(run: RunPass, records: Sequence[Checkpoint]) -> None:
     """Take Checkpoints that the run recorded before its status was lost into the status."""
     lineage = records[-1].spec.lineage
     run.resolve(
@@ -94,7 +94,7 @@ def _adopt(run: Run, records: Sequence[Checkpoint]) -> None:
     run.condition(ConditionType.TRAINED, Reason.RESTORED, f"{len(records)} Checkpoints of this run exist")
 
 
-def accept_cancel(run: Run) -> Plan:
+def accept_cancel(run: RunPass) -> Plan:
     """Record that the run is cancelled, before anything is deleted: `spec.cancel` may be removed again.
 
     The time so far is recorded with it: pods without a node are gone as soon as they are deleted, and the
@@ -104,7 +104,7 @@ def accept_cancel(run: Run) -> Plan:
     return run.plan(Working(Reason.CANCELLING, "cancelled: the operator stops what runs"))
 
 
-def cancel(run: Run) -> Plan:
+def cancel(run: RunPass) -> Plan:
     """Stop the run for good. Its pods save their state in the grace period; its Checkpoints stay."""
     ending = stop_all(run, _job_names(run), "their state", Reason.CANCELLING)
     if ending is not None:
@@ -120,7 +120,7 @@ def cancel(run: Run) -> Plan:
     return run.plan(Failed(Reason.CANCELLED, message))
 
 
-def _end_stages(run: Run) -> None:
+def _end_stages(run: RunPass) -> None:
     """Record the times of stages whose result is not recorded, so that they count as lost."""
     begun = [run.status.usage.name] if run.status.usage is not None else []
     jobs = (job for job in run.snapshot.children[JOB].values() if has_result(job))
@@ -129,13 +129,13 @@ def _end_stages(run: Run) -> None:
             finish(run, stage)
 
 
-def suspend(run: Run) -> Plan:
+def suspend(run: RunPass) -> Plan:
     """Delete running Jobs in the foreground: their pods save the state in the grace period and then end."""
     message = "suspended: the run uses no devices; set spec.suspend to false to continue"
     return run.plan(stop_all(run, _job_names(run), "their state") or Suspended(Reason.SUSPENDED, message))
 
 
-def _job_names(run: Run) -> tuple[str, ...]:
+def _job_names(run: RunPass) -> tuple[str, ...]:
     return tuple(run.job_names(stage).stage for stage in get_args(Stage))
 
 

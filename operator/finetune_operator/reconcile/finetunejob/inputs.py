@@ -20,7 +20,7 @@ from finetune_operator.manifests.weights import WeightsReference
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.evaluation_stages import check_stores, resolve_rows
 from finetune_operator.reconcile.finetunejob.identity import uids
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.model_lines import is_rejected
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
@@ -34,7 +34,7 @@ from finetune_trainer.contract.vocabulary import ADAPTER, TRAINING_SPLIT
 FIELD: Final = "spec.baseModel.checkpoint"
 
 
-def parent(run: Run) -> PassOutcome | None:
+def parent(run: RunPass) -> PassOutcome | None:
     """Resolve the Checkpoint and its base model and keep them in `status.resolved`.
 
     Later changes to the record do not matter, nor do later champions, and the weights stay as long as the run
@@ -53,7 +53,7 @@ def parent(run: Run) -> PassOutcome | None:
     return _continue(run, checkpoint, f"Checkpoint {checkpoint.name}")
 
 
-def _champion(run: Run, reference: ChampionReference) -> PassOutcome | None:
+def _champion(run: RunPass, reference: ChampionReference) -> PassOutcome | None:
     """Continue from the champion. Without one, start from `uri`, or wait."""
     line, uri = reference.model_line or run.job.spec.model_line, run.job.spec.base_model.uri
     champion = run.snapshot.checkpoints.champion(line, except_of=uids(run.job))
@@ -70,7 +70,7 @@ def _champion(run: Run, reference: ChampionReference) -> PassOutcome | None:
     )
 
 
-def _continue(run: Run, checkpoint: Checkpoint, described: str) -> PassOutcome | None:
+def _continue(run: RunPass, checkpoint: Checkpoint, described: str) -> PassOutcome | None:
     refused = _refused(run, checkpoint, described)
     if refused is not None:
         return refused
@@ -97,13 +97,13 @@ def _continue(run: Run, checkpoint: Checkpoint, described: str) -> PassOutcome |
     return None
 
 
-def _template_arguments(run: Run, checkpoint: Checkpoint) -> dict[str, JsonValue] | None:
+def _template_arguments(run: RunPass, checkpoint: Checkpoint) -> dict[str, JsonValue] | None:
     """The run's own arguments for the chat template if it sets any, else those of the Checkpoint."""
     own = run.job.spec.chat_template_kwargs
     return checkpoint.spec.lineage.chat_template_kwargs if own is None else own
 
 
-def _live(run: Run, name: str) -> Checkpoint | Blocked:
+def _live(run: RunPass, name: str) -> Checkpoint | Blocked:
     """The Checkpoint, unless it is missing, being deleted or rejected."""
     checkpoint, namespace = run.snapshot.checkpoints.get(name), run.job.namespace
     or_another = f"or name another one in a new FineTuneJob (kubectl get checkpoints -n {namespace})"
@@ -128,7 +128,7 @@ def _live(run: Run, name: str) -> Checkpoint | Blocked:
     return checkpoint
 
 
-def _refused(run: Run, checkpoint: Checkpoint, described: str) -> Failed | None:
+def _refused(run: RunPass, checkpoint: Checkpoint, described: str) -> Failed | None:
     """A method or base model that the Checkpoint does not fit."""
     spec, given = run.job.spec, checkpoint.spec
     if given.type != checkpoint_type(spec.method):
@@ -151,7 +151,7 @@ def _refused(run: Run, checkpoint: Checkpoint, described: str) -> Failed | None:
     return None
 
 
-def data(run: Run) -> PassOutcome | None:
+def data(run: RunPass) -> PassOutcome | None:
     """Resolve the version to train on and keep it in `status.resolved`."""
     if run.status.resolved.dataset_version is not None:
         return None
@@ -159,7 +159,7 @@ def data(run: Run) -> PassOutcome | None:
     return _own_source(run) if ref is None else _reference(run, ref)
 
 
-def evaluated_rows(run: Run) -> PassOutcome | None:
+def evaluated_rows(run: RunPass) -> PassOutcome | None:
     """Resolve the version of `evaluation.dataset` before the training, and keep it in `status.resolved`."""
     spec = run.job.spec.evaluation
     rows = None if spec is None else spec.dataset
@@ -183,7 +183,7 @@ def evaluated_rows(run: Run) -> PassOutcome | None:
     return elsewhere
 
 
-def _reference(run: Run, ref: DatasetReference) -> PassOutcome | None:
+def _reference(run: RunPass, ref: DatasetReference) -> PassOutcome | None:
     version = resolve_version(ref, run.job, run.snapshot)
     if not isinstance(version, DatasetVersion):
         return version
@@ -207,7 +207,7 @@ def _reference(run: Run, ref: DatasetReference) -> PassOutcome | None:
     return None
 
 
-def _own_source(run: Run) -> PassOutcome | None:
+def _own_source(run: RunPass) -> PassOutcome | None:
     source = run.job.spec.dataset.row_source
     if source is None:
         return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and source")
@@ -219,7 +219,7 @@ def _own_source(run: Run) -> PassOutcome | None:
     return _record(run, result.prepare, source)
 
 
-def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Failed | None:
+def _record(run: RunPass, prepared: PrepareResult | None, source: RowSource) -> Failed | None:
     if (
         prepared is None
         or prepared.dataset is None
@@ -252,7 +252,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Fail
     return _test_rows(run, rows.get("test", 0), "spec.dataset.source")
 
 
-def _test_rows(run: Run, rows: int, what: str) -> Failed | None:
+def _test_rows(run: RunPass, rows: int, what: str) -> Failed | None:
     """Refuse an evaluation without held-out rows before the training, and not after it."""
     spec = run.job.spec.evaluation
     if spec is None or spec.dataset is not None or rows > 0:

@@ -15,7 +15,7 @@ from finetune_operator.api.references import StoreReference
 from finetune_operator.api.stage_status import StageStatus
 from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.manifests.pod_sizing import WEIGHTS_SHARE, one_device_holds
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.inputs.device_use import MAX_LINE_RUNS, LineOnProfile
 from finetune_operator.reconcile.platform.profiles import (
     check_devices,
@@ -39,7 +39,7 @@ from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.prediction import Prediction
 
 
-def record_prediction(run: Run, predicted: Prediction | None) -> str:
+def record_prediction(run: RunPass, predicted: Prediction | None) -> str:
     """Take the prediction into the status; return what `Preflighted` says about it, or an empty text."""
     if predicted is None:
         return ""
@@ -54,7 +54,7 @@ def record_prediction(run: Run, predicted: Prediction | None) -> str:
 
 
 def record_measured(
-    run: Run, times: StageStatus | None, training: TrainingStatus, planned: ResolvedHyperparameters
+    run: RunPass, times: StageStatus | None, training: TrainingStatus, planned: ResolvedHyperparameters
 ) -> str:
     """Take what training took into the status; return what `Trained` says about it, or an empty text.
 
@@ -71,13 +71,13 @@ def record_measured(
     return measured_message(measured)
 
 
-def start_note(run: Run) -> str:
+def start_note(run: RunPass) -> str:
     """What the event about the start of train says about the prediction, or an empty text."""
     prediction = run.status.prediction
     return "" if prediction is None else f": {predicted_message(prediction, _train_devices(run).count)}"
 
 
-def _train_devices(run: Run) -> TrainDevices:
+def _train_devices(run: RunPass) -> TrainDevices:
     compute = run.job.spec.compute
     profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
     return TrainDevices(
@@ -172,7 +172,7 @@ def _is_better(offer: Offer, current: Offer) -> bool:
 SMALLER_PROFILE: Final = "SmallerProfile"
 
 
-def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> None:
+def advise(run: RunPass, training: TrainingStatus, times: StageStatus | None) -> None:
     """Take advice into the status, and announce it with one event.
 
     Predictions alone give no advice. CPU cores have no memory of their own, so runs on them get none.
@@ -204,7 +204,7 @@ def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> Non
     run.draft.event(EventReason.PROFILE_ADVICE, message)
 
 
-def _evaluated_bytes(run: Run, current: Offer, peak_bytes: int) -> float:
+def _evaluated_bytes(run: RunPass, current: Offer, peak_bytes: int) -> float:
     """Bytes of the weights on a device in evaluation; 0 if evaluation has a profile of its own.
 
     If they are unknown, they are at most what training used.
@@ -219,7 +219,7 @@ def _evaluated_bytes(run: Run, current: Offer, peak_bytes: int) -> float:
     )
 
 
-def _offers(run: Run, own: ComputeProfile) -> Iterator[Offer]:
+def _offers(run: RunPass, own: ComputeProfile) -> Iterator[Offer]:
     """What the other profiles offer that this run could have used without any other change."""
     for profile in run.snapshot.profiles.values():
         offer = Offer.of(profile) if profile.name != own.name and _is_equivalent(run, own, profile) else None
@@ -227,7 +227,7 @@ def _offers(run: Run, own: ComputeProfile) -> Iterator[Offer]:
             yield offer
 
 
-def _is_equivalent(run: Run, own: ComputeProfile, other: ComputeProfile) -> bool:
+def _is_equivalent(run: RunPass, own: ComputeProfile, other: ComputeProfile) -> bool:
     """Whether the run may use the other profile, with the same kind of devices, images, engine and store."""
     spec, namespace = run.job.spec, run.job.namespace
     store = resolve_store(spec.store, other, namespace)

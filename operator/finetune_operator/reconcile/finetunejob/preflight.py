@@ -6,7 +6,7 @@ from finetune_operator.api.training import Preference, ResolvedHyperparameters, 
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.features.registry import config_fields, keep_sources
 from finetune_operator.reconcile.finetunejob.prediction import record_prediction
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.passes import Failed, PassOutcome
 from finetune_operator.reconcile.stages.stage_request import fail_without_result
@@ -14,7 +14,7 @@ from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 
 
-def preflight(run: Run) -> PassOutcome | None:
+def preflight(run: RunPass) -> PassOutcome | None:
     """Resolve the base model's digest and the hyperparameters."""
     resolved = run.status.resolved
     if resolved.base_model_digest is not None and resolved.hyperparameters is not None:
@@ -62,6 +62,6 @@ def preflight(run: Run) -> PassOutcome | None:
     return None
 
 
-def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:
+def hyperparameters_of(run: RunPass) -> ResolvedHyperparameters | Failed:
     """The hyperparameters that preflight has resolved."""
     return run.status.resolved.hyperparameters or fail_without_result("preflight")

@@ -33,7 +33,7 @@ from finetune_operator.reconcile.finetunejob.inactive_runs import (
 )
 from finetune_operator.reconcile.finetunejob.inputs import data, evaluated_rows, parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
-from finetune_operator.reconcile.finetunejob.run import Run, inputs_of, needs
+from finetune_operator.reconcile.finetunejob.run import RunPass, inputs_of, needs
 from finetune_operator.reconcile.finetunejob.train import train
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.model_lines import is_rejected
@@ -44,7 +44,7 @@ from finetune_operator.status.conditions import is_finished
 from finetune_operator.status.reasons import Reason
 
 
-def validate(run: Run) -> Failed | Blocked | None:
+def validate(run: RunPass) -> Failed | Blocked | None:
     """Report everything that is wrong at once, and not only when the stage that needs it is due."""
     if run.status.resolved.store is not None:
         return None
@@ -58,7 +58,7 @@ def validate(run: Run) -> Failed | Blocked | None:
     return unusable or find_feature_refusal(run, found)
 
 
-def _refused(run: Run) -> Failed | None:
+def _refused(run: RunPass) -> Failed | None:
     """Fields that this release does not implement, and values that the API server cannot check."""
     spec = run.job.spec
     messages = find_unimplemented(spec)
@@ -100,7 +100,7 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
 """How a run ends if its Checkpoint is not promoted."""
 
 
-def promote(run: Run) -> PassOutcome:
+def promote(run: RunPass) -> PassOutcome:
     """The end of the run. The Checkpoint's reconciler writes `promotedAt`, and the run waits for it."""
     evaluation = run.status.evaluation
     decision = decide_end_of_run(
@@ -115,7 +115,7 @@ def promote(run: Run) -> PassOutcome:
     return _wait(run, evaluation, is_outdated=decision.reason == Reason.PROMOTING)
 
 
-def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> PassOutcome:
+def _wait(run: RunPass, evaluation: EvaluationStatus, *, is_outdated: bool) -> PassOutcome:
     name, line = evaluation.checkpoint, run.job.spec.model_line
     checkpoint = run.snapshot.checkpoints.get(name)
     if checkpoint is not None and checkpoint.status.promoted_at is not None:
@@ -135,7 +135,7 @@ def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> PassO
 
 __all__ = ["needs", "reconcile"]
 
-STEPS: Final[tuple[Callable[[Run], PassOutcome | None], ...]] = (
+STEPS: Final[tuple[Callable[[RunPass], PassOutcome | None], ...]] = (
     validate,
     parent,
     data,
@@ -152,7 +152,7 @@ def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if job.metadata.deletion_timestamp is not None:
         return delete(job, snapshot)
     cancelled = accepts_cancel(job, snapshot.checkpoints)
-    plan = accept_cancel(Run(job, snapshot)) if cancelled else _reconcile(job, snapshot)
+    plan = accept_cancel(RunPass(job, snapshot)) if cancelled else _reconcile(job, snapshot)
     recorded = bool(job.status.checkpoints or (plan.status or {}).get("checkpoints"))
     return replace(plan, metadata=metadata(job, recorded=recorded, cancelled=cancelled))
 
@@ -160,7 +160,7 @@ def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
 def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if is_finished(job):
         return clean_up(job, snapshot)
-    run = Run(job, snapshot)
+    run = RunPass(job, snapshot)
     if is_recorded_as_cancelled(job):
         return cancel(run)
     if has_lost_status(job, snapshot.checkpoints):
@@ -170,7 +170,7 @@ def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     return run.plan(_chain(run))
 
 
-def _chain(run: Run) -> PassOutcome:
+def _chain(run: RunPass) -> PassOutcome:
     for step in STEPS:
         halt = step(run)
         if halt is not None:

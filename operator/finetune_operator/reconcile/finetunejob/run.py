@@ -214,7 +214,7 @@ class MeasuredVersion(NamedTuple):
     digest: str | None
 
 
-class Run(StagePass[FineTuneJobStatus]):
+class RunPass(StagePass[FineTuneJobStatus]):
     """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
 
     def __init__(self, job: FineTuneJob, snapshot: Snapshot) -> None:
@@ -246,7 +246,7 @@ class Run(StagePass[FineTuneJobStatus]):
             trainer_contract=found.trainer.contract,
         )
 
-    def trial(self, *, begins_anew: bool) -> "Run":
+    def trial(self, *, begins_anew: bool) -> "RunPass":
         """Another pass from the present status, to see which Job it would create.
 
         Args:
@@ -256,7 +256,7 @@ class Run(StagePass[FineTuneJobStatus]):
         forgotten = dict.fromkeys(fields if begins_anew else ())
         resolved = self.status.resolved.model_copy(update=forgotten)
         status = self.status.model_copy(update={"resolved": resolved})
-        return Run(self.job.model_copy(update={"status": status}), self.snapshot)
+        return RunPass(self.job.model_copy(update={"status": status}), self.snapshot)
 
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the stage's Jobs."""

@@ -16,7 +16,7 @@ from finetune_operator.reconcile.features.custom_metrics import build_stage_isol
 from finetune_operator.reconcile.features.peers import build_peer_objects, coordinator_host
 from finetune_operator.reconcile.features.registry import evaluation_volumes
 from finetune_operator.reconcile.finetunejob.prediction import start_note
-from finetune_operator.reconcile.finetunejob.run import Prerequisites, Run, chosen_queueing
+from finetune_operator.reconcile.finetunejob.run import Prerequisites, RunPass, chosen_queueing
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.profiles import device_facts
 from finetune_operator.reconcile.stages import runner
@@ -49,7 +49,7 @@ class Limit:
     """How to raise it."""
 
 
-def limit_of(run: Run, stage: Stage) -> Limit | None:
+def limit_of(run: RunPass, stage: Stage) -> Limit | None:
     """The smaller of the run's own limit and its profile's."""
     own = run.job.spec.compute.max_run_seconds
     profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
@@ -63,7 +63,7 @@ def limit_of(run: Run, stage: Stage) -> Limit | None:
     )
 
 
-def stop_at_limit(run: Run, limit: Limit) -> PassOutcome | None:
+def stop_at_limit(run: RunPass, limit: Limit) -> PassOutcome | None:
     """Stop a stage that has used its time; None before that, and if the stage has ended by itself."""
     snapshot, name = run.snapshot, stage_job_name(run.job, limit.stage)
     job = snapshot.children[JOB].get(name)
@@ -88,7 +88,7 @@ def stop_at_limit(run: Run, limit: Limit) -> PassOutcome | None:
     return Failed(Reason.MAX_RUN_SECONDS_EXCEEDED, message)
 
 
-def apply_time_limit(run: Run, limit: Limit, halt: PassOutcome) -> PassOutcome:
+def apply_time_limit(run: RunPass, limit: Limit, halt: PassOutcome) -> PassOutcome:
     """The same, with another pass when the time is used up."""
     if not isinstance(halt, Working | Blocked):
         return halt
@@ -97,7 +97,7 @@ def apply_time_limit(run: Run, limit: Limit, halt: PassOutcome) -> PassOutcome:
     return replace(halt, requeue_after=soonest)
 
 
-def _seconds_left(run: Run, limit: Limit) -> float:
+def _seconds_left(run: RunPass, limit: Limit) -> float:
     """Seconds that the stage may still use. What its pods use now is counted, but not written."""
     usage, stage = run.status.usage, limit.stage
     job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
@@ -115,7 +115,7 @@ ConfigBuilder = Callable[[StageInputs], StageConfig | Blocked]
 class _RunStage(StageOwner):
     """A stage of a run."""
 
-    run: Run
+    run: RunPass
     stage: Stage
     build_config: ConfigBuilder
 
@@ -143,12 +143,12 @@ class _RunStage(StageOwner):
         self.run.update(resolved=trial.run.status.resolved)
 
 
-def nodes_of(run: Run, stage: JobStage) -> int:
+def nodes_of(run: RunPass, stage: JobStage) -> int:
     """Number of pods of the stage that run at once."""
     return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
 
 
-def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
+def _devices_of(run: RunPass, found: Prerequisites, stage: JobStage) -> int:
     """Devices of each pod of the stage."""
     profile, prediction = found.profile_of(stage), run.status.prediction
     facts = device_facts(profile)
@@ -160,7 +160,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
     return STAGES[stage].devices_of(requested, one_holds_model=holds)
 
 
-def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
+def _inputs(run: RunPass, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
     devices = run.job.spec.compute.devices
     limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
@@ -182,7 +182,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     )
 
 
-def _job_inputs(run: Run, found: Prerequisites, stage: JobStage) -> JobInputs:
+def _job_inputs(run: RunPass, found: Prerequisites, stage: JobStage) -> JobInputs:
     nodes = nodes_of(run, stage)
     peers = stage_object_name(run.job, stage) if nodes > 1 else None
     return replace(
@@ -198,7 +198,7 @@ def _job_inputs(run: Run, found: Prerequisites, stage: JobStage) -> JobInputs:
     )
 
 
-def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResult | PassOutcome:
+def run_stage(run: RunPass, stage: Stage, build_config: ConfigBuilder) -> StageResult | PassOutcome:
     """The stage's result, or how the pass ends."""
     limit = limit_of(run, stage) if STAGES[stage].time_limit else None
     stopped = stop_at_limit(run, limit) if limit is not None else None
@@ -212,7 +212,7 @@ def run_stage(run: Run, stage: Stage, build_config: ConfigBuilder) -> StageResul
     )
 
 
-def _run(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
+def _run(run: RunPass, stage: Stage, build_config: ConfigBuilder) -> Outcome:
     request = StageRequest(
         stage=stage,
         run=run.job.uid,
@@ -225,7 +225,7 @@ def _run(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
     return runner.run_stage(run.draft, request, _RunStage(run, stage, build_config))
 
 
-def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | PassOutcome:
+def _recorded(run: RunPass, stage: Stage, outcome: Outcome) -> StageResult | PassOutcome:
     """The same, once the status has what happened."""
     if isinstance(outcome, StageResult) and has_finished(run, stage):
         return outcome

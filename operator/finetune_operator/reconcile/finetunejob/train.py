@@ -13,7 +13,7 @@ from finetune_operator.observe.pod_status import image_by_digest
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.prediction import advise, record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.run import RunPass
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.passes import Failed, PassOutcome
 from finetune_operator.reconcile.stages.jobs import pods_of
@@ -25,7 +25,7 @@ from finetune_trainer.contract.results import StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 
-def train(run: Run) -> PassOutcome | None:
+def train(run: RunPass) -> PassOutcome | None:
     """Train, and record the Checkpoints."""
     if run.status.checkpoints:
         return None
@@ -58,14 +58,14 @@ def train(run: Run) -> PassOutcome | None:
     return None
 
 
-def best_checkpoint(run: Run) -> CheckpointSummary | Failed:
+def best_checkpoint(run: RunPass) -> CheckpointSummary | Failed:
     """The Checkpoint to evaluate and promote: the best by validation loss, else the last one."""
     checkpoints = run.status.checkpoints
     marked = [c for c in checkpoints if c.best] or [c for c in checkpoints if c.final] or checkpoints
     return marked[-1] if marked else fail_without_result("train")
 
 
-def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
+def _record(run: RunPass, trained: TrainResult, planned: ResolvedHyperparameters) -> None:
     hyperparameters = used_hyperparameters(trained, planned)
     job, resolved = run.job, run.status.resolved
     version = run.snapshot.datasetversions.get(resolved.dataset_version or "")
@@ -121,7 +121,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     )
 
 
-def _image(run: Run) -> str | None:
+def _image(run: RunPass) -> str | None:
     """The image of the train pods, by digest; None if they are gone, or no node reported the digest."""
     job = run.snapshot.children[JOB].get(stage_job_name(run.job, "train"))
     return None if job is None else image_by_digest(pods_of(job, run.snapshot))
