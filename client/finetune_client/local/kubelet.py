@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from finetune_client.local.cluster import Cluster, at
 from finetune_client.local.files import Content
-from finetune_client.local.processes import Launch, Process, StartProcess, end_left_processes
+from finetune_client.local.processes import ContainerProcess, Launch, StartProcess, end_left_processes
 from finetune_client.local.profile import CUDA
 from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest
@@ -54,7 +54,7 @@ FIRST_RESTART: Final = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Volumes:
+class VolumeFolders:
     """Folders of claims, and contents of ConfigMaps and Secrets, by name."""
 
     claims: Mapping[str, Path] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Running:
     pod: Manifest
     container: Manifest
     is_init: bool
-    process: Process
+    process: ContainerProcess
     started: datetime
     message: Path
     progress: Path
@@ -125,7 +125,7 @@ class Kubelet:
         self,
         cluster: Cluster,
         root: Path,
-        volumes: Volumes,
+        volumes: VolumeFolders,
         start: StartProcess,
         probe: Callable[[int], bool] = is_healthy,
     ) -> None:

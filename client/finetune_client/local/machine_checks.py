@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.local.kubelet import Volumes
+from finetune_client.local.kubelet import VolumeFolders
 from finetune_client.local.profile import Machine
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.observe.pod_status import has_condition
@@ -32,7 +32,7 @@ def check_trainer() -> None:
         )
 
 
-def check_model(objects: Sequence[Manifest], volumes: Volumes, machine: Machine) -> None:
+def check_model(objects: Sequence[Manifest], volumes: VolumeFolders, machine: Machine) -> None:
     """Refuse a base model in a folder whose weights alone are larger than the memory of this machine.
 
     Raises:

@@ -41,7 +41,7 @@ class Launch:
     lock: Path
 
 
-class Process(Protocol):
+class ContainerProcess(Protocol):
     """A running container."""
 
     def poll(self) -> int | None:
@@ -54,7 +54,7 @@ class Process(Protocol):
         """Send SIGKILL to the process and its children."""
 
 
-StartProcess = Callable[[Launch], Process]
+StartProcess = Callable[[Launch], ContainerProcess]
 
 
 class ChildProcess:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local.controllers import FIRST_BACKOFF, DeploymentController, JobController, exit_code
-from finetune_client.local.kubelet import PORT, Kubelet, Volumes, is_healthy
+from finetune_client.local.kubelet import PORT, Kubelet, VolumeFolders, is_healthy
 from finetune_client.local.persistence import Folder, StoredCluster
 from finetune_client.local.processes import ChildProcess, StartProcess
 from finetune_operator.api.crd import KINDS_BY_NAME
@@ -59,7 +59,7 @@ BAD_INPUT: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class RunFailure:
     """A run that ended without success.
 
     Attributes:
@@ -110,7 +110,7 @@ class Session:
     def __init__(
         self,
         folder: Folder,
-        volumes: Volumes,
+        volumes: VolumeFolders,
         *,
         start: StartProcess = ChildProcess,
         probe: Callable[[int], bool] = is_healthy,
@@ -237,7 +237,7 @@ class Session:
         )
         return "; ".join(texts)
 
-    def failure(self, kind: str, name: str) -> Failure | None:
+    def failure(self, kind: str, name: str) -> RunFailure | None:
         """Why a run failed; None if it has not."""
         run = self.cluster.objects[kind, name]
         stalled = next((each for each in _true(run) if _is_failure(each)), None)
@@ -245,14 +245,14 @@ class Session:
             return None
         message = f"{stalled['reason']}: {stalled.get('message', '')}"
         if stalled["reason"] in RUN_FAILED:
-            return Failure(ProgramExit.GATES_FAILED, message)
+            return RunFailure(ProgramExit.GATES_FAILED, message)
         pod = self._failed_pod(run)
         if pod is None:
-            return Failure(ProgramExit.INVALID, message)
+            return RunFailure(ProgramExit.INVALID, message)
         is_input = exit_code(pod) in BAD_INPUT
         container = pod["spec"]["containers"][0]["name"]
         log = self.kubelet.log_of(pod["metadata"]["name"], container)
-        return Failure(ProgramExit.INVALID if is_input else ProgramExit.FAILED, message, log)
+        return RunFailure(ProgramExit.INVALID if is_input else ProgramExit.FAILED, message, log)
 
     def _failed_pod(self, run: Manifest) -> Manifest | None:
         """The pod that failed last, of the run or of its Dataset."""

@@ -28,11 +28,11 @@ from finetune_client.local.files import (
     folder_content,
     read_files,
 )
-from finetune_client.local.kubelet import Volumes
+from finetune_client.local.kubelet import VolumeFolders
 from finetune_client.local.machine_checks import check_memory, check_model, check_trainer
 from finetune_client.local.persistence import LOADER, ROOT, Folder
 from finetune_client.local.profile import STORE, Machine, as_default, machine_profile, this_machine
-from finetune_client.local.session import RUNS, UNTIL, Failure, Session, Until, activity
+from finetune_client.local.session import RUNS, UNTIL, RunFailure, Session, Until, activity
 from finetune_operator.observe.pod_status import condition, has_condition
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -130,7 +130,7 @@ def _profile(path: Path | None, machine: Machine) -> Manifest:
     return as_default(profiles[0])
 
 
-def _volumes(found: Input, objects: Sequence[Manifest], root: Path, given: Folders) -> Volumes:
+def _volumes(found: Input, objects: Sequence[Manifest], root: Path, given: Folders) -> VolumeFolders:
     """The folders of the user, checked: each claim and ConfigMap that the objects name exists."""
     folders = {name: root / "claims" / name for name in {STORE, *claims_of(objects)}}
     folders |= given.claims
@@ -151,7 +151,7 @@ def _volumes(found: Input, objects: Sequence[Manifest], root: Path, given: Folde
             )
     keys: dict[str, Content] = {**found.contents["Secret"]}
     keys |= {name: folder_content(path) for name, path in given.secrets.items()}
-    return Volumes(claims=folders, configmaps=maps, secrets=keys)
+    return VolumeFolders(claims=folders, configmaps=maps, secrets=keys)
 
 
 def _named(option: str, values: Sequence[str]) -> dict[str, Path]:
@@ -290,7 +290,7 @@ class LocalRun:
         events = self.session.cluster.folder.events()
         view.show(RunStatus.of(objects["FineTuneJob", name], served, events, now()))
 
-    def _print_result(self, kind: str, name: str, failure: Failure | None) -> None:
+    def _print_result(self, kind: str, name: str, failure: RunFailure | None) -> None:
         run = self.session.cluster.objects[kind, name]
         if kind == "FineTuneJob" and self.until in (None, "evaluate"):
             status = self.session.cluster.job(name).status.evaluation
@@ -317,6 +317,6 @@ def _claim(name: str) -> Manifest:
     }
 
 
-def _error(kind: str, name: str, failure: Failure) -> OperationError:
+def _error(kind: str, name: str, failure: RunFailure) -> OperationError:
     log = () if failure.log is None else (f"log: {failure.log}",)
     return OperationError(f"{kind} {name}: {failure.message}", details=log, exit_code=failure.exit_code)
