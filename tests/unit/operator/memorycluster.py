@@ -28,6 +28,8 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import Progress, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
+__all__ = ["FACTS", "NAMESPACE", "NOW", "MemoryCluster", "at"]
+
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 FACTS = OperatorFacts(
     namespace="finetune-system", trainer_image="registry.example/trainer:1", nonce_key="0f" * 32
