@@ -51,8 +51,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "FOLLOW_SECONDS", 0.0)
 
 
-def names(pods: Pods, **options: bool) -> list[str]:
-    return [line.text.split()[0] for line in ClusterBackend(pods, "team").logs("routing", **options)]
+def names(pods: Pods, *, follow: bool = False) -> list[str]:
+    return [line.text.split()[0] for line in ClusterBackend(pods, "team").logs("routing", follow=follow)]
 
 
 def test_pods_come_in_the_order_of_the_stages_and_then_of_their_creation() -> None:
