@@ -49,7 +49,7 @@ class Client:
         backend: Backend | None = None,
     ) -> None:
         if backend is None:
-            from finetune_client.verbs.options import connect
+            from finetune_client.connection import connect
 
             files = (Path(file) if file is not None else None for file in (kubeconfig, local))
             backend = connect(namespace, context, *files)

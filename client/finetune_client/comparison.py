@@ -41,7 +41,7 @@ class PairedGain:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """Two or more runs, in the order in which they were named."""
 
     jobs: tuple[FineTuneJob, ...]

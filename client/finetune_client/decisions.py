@@ -27,7 +27,7 @@ from finetune_operator.status.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SpecChange:
     """A change of the spec of one object.
 
     Attributes:
@@ -51,7 +51,7 @@ def judge(
     reason: str,
     line: Sequence[Checkpoint],
     endpoints: Sequence[InferenceDeployment] | None,
-) -> Change:
+) -> SpecChange:
     """Approve or reject a Checkpoint.
 
     Args:
@@ -67,7 +67,7 @@ def judge(
     index = CheckpointIndex(each for each in line if each.name != checkpoint.name)
     index.put(judged)
     decide = _approved if state == "Approved" else _rejected
-    return Change(
+    return SpecChange(
         "Checkpoint",
         checkpoint.name,
         {"approval": {"state": state, "reason": reason}},
@@ -173,14 +173,14 @@ def evaluated_checkpoint(job: FineTuneJob) -> str:
     )
 
 
-def cancel(job: FineTuneJob) -> Change:
+def cancel(job: FineTuneJob) -> SpecChange:
     """Cancel a run for good."""
     follow = f"kubectl -n {job.namespace} get finetunejob {job.name} --watch"
     if is_finished(job):
         return _unchanged(job, f"has already {_end(job)}: there is nothing to cancel")
     if job.spec.cancel:
         return _unchanged(job, "is being cancelled already")
-    return Change(
+    return SpecChange(
         "FineTuneJob",
         job.name,
         {"cancel": True},
@@ -193,7 +193,7 @@ def cancel(job: FineTuneJob) -> Change:
     )
 
 
-def suspend(job: FineTuneJob) -> Change:
+def suspend(job: FineTuneJob) -> SpecChange:
     """Suspend a run, which can be resumed."""
     if is_finished(job):
         return _unchanged(job, f"has already {_end(job)}: there is nothing to suspend")
@@ -201,7 +201,7 @@ def suspend(job: FineTuneJob) -> Change:
         return _unchanged(job, "is being cancelled")
     if job.spec.suspend:
         return _unchanged(job, "is suspended already")
-    return Change(
+    return SpecChange(
         "FineTuneJob",
         job.name,
         {"suspend": True},
@@ -214,7 +214,7 @@ def suspend(job: FineTuneJob) -> Change:
     )
 
 
-def resume(job: FineTuneJob) -> Change:
+def resume(job: FineTuneJob) -> SpecChange:
     """Resume a suspended run.
 
     Raises:
@@ -228,7 +228,7 @@ def resume(job: FineTuneJob) -> Change:
         return _unchanged(job, f"has already {_end(job)}")
     if not job.spec.suspend:
         return _unchanged(job, "is not suspended")
-    return Change(
+    return SpecChange(
         "FineTuneJob",
         job.name,
         {"suspend": False},
@@ -238,8 +238,8 @@ def resume(job: FineTuneJob) -> Change:
     )
 
 
-def _unchanged(job: FineTuneJob, why: str) -> Change:
-    return Change("FineTuneJob", job.name, {}, f"FineTuneJob {job.name} {why}.")
+def _unchanged(job: FineTuneJob, why: str) -> SpecChange:
+    return SpecChange("FineTuneJob", job.name, {}, f"FineTuneJob {job.name} {why}.")
 
 
 def _end(job: FineTuneJob) -> str:
@@ -261,7 +261,7 @@ def rollback(
     to: str | None,
     reason: str,
     exists: Callable[[str], bool],
-) -> Change:
+) -> SpecChange:
     """Return an endpoint to an earlier revision.
 
     A revision that rolls out or bakes is aborted by `strategy.decision`. Otherwise the Checkpoints of the
@@ -288,7 +288,7 @@ def rollback(
             exit_code=ProgramExit.INVALID,
         )
     if target is not None and target.name == endpoint.status.revision:
-        return Change(
+        return SpecChange(
             "InferenceDeployment",
             endpoint.name,
             {},
@@ -342,7 +342,7 @@ def _served(endpoint: InferenceDeployment) -> dict[str, str]:
     return {model.name: model.checkpoint or model.digest or "" for model in endpoint.status.models}
 
 
-def _abort(endpoint: InferenceDeployment, revision: RevisionStatus, reason: str) -> Change:
+def _abort(endpoint: InferenceDeployment, revision: RevisionStatus, reason: str) -> SpecChange:
     others = (each.name for each in endpoint.status.revisions if each.state in {"Live", "Standby"})
     stable = next(others, None)
     decisions = (endpoint.spec.strategy.decision, endpoint.status.decision)
@@ -359,7 +359,7 @@ def _abort(endpoint: InferenceDeployment, revision: RevisionStatus, reason: str)
         f"{revision.name} is not tried again until the spec is edited, another Checkpoint is promoted, or a"
         " decision has the verdict Promote."
     )
-    return Change(
+    return SpecChange(
         "InferenceDeployment",
         endpoint.name,
         {"strategy": {"decision": decision}},
@@ -371,7 +371,7 @@ def _abort(endpoint: InferenceDeployment, revision: RevisionStatus, reason: str)
 
 def _pin(
     endpoint: InferenceDeployment, manifest: Object, revision: RevisionStatus, exists: Callable[[str], bool]
-) -> Change:
+) -> SpecChange:
     wanted = {model.name: model for model in revision.models}
     now = _served(endpoint)
     models, pinned, lines = [], [], []
@@ -411,7 +411,7 @@ def _pin(
             f"It no longer follows model line {', '.join(lines)}: new champions do not change it. To follow"
             f" again: kubectl -n {endpoint.namespace} patch infd {endpoint.name} --type merge -p '{patch}'"
         )
-    return Change(
+    return SpecChange(
         "InferenceDeployment",
         endpoint.name,
         {"models": models},

@@ -36,6 +36,7 @@ DECISIONS: Final = "Decisions"
 ENDPOINTS: Final = "Endpoints"
 
 VERBS: Final = (
+    Verb("init", "init", FILES, "Write an example, or a copy of a run, to begin with."),
     Verb("check", "check", FILES, "Check rows as the cluster does."),
     Verb("submit", "submitting", RUNS, "Apply manifests, and say what waits for what."),
     Verb("ls", "listing", RUNS, "List runs."),

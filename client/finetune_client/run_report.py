@@ -22,7 +22,7 @@ from finetune_operator.status.prediction import find_warning, predicted_column, 
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RunFinding:
     """Something that a reader of the scores should know."""
 
     about: str
@@ -45,38 +45,38 @@ class RunReport:
         return next((each for each in conditions if each.type in STATES and each.status == "True"), None)
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[RunFinding, ...]:
         """Findings about the weights, the rows and the training, those that block the promotion first."""
         found = sorted(self._findings(), key=lambda each: not each.blocks)
         return tuple(found)
 
-    def _findings(self) -> Iterator[Finding]:
+    def _findings(self) -> Iterator[RunFinding]:
         yield from self._about_evaluation()
         yield from self._about_rows()
         status = self.job.status
         warning = find_warning(status.prediction) if status.prediction is not None else None
         if warning is not None and status.training is None:
-            yield Finding("prediction", warning)
+            yield RunFinding("prediction", warning)
         for advice in status.advice:
-            yield Finding("advice", advice.message)
+            yield RunFinding("advice", advice.message)
 
-    def _about_evaluation(self) -> Iterator[Finding]:
+    def _about_evaluation(self) -> Iterator[RunFinding]:
         measured, settings = self.job.status.evaluation, self.job.spec.evaluation
         if measured is None:
             return
         for each in measured.findings or ():
-            yield Finding(each.check, each.message, each.veto)
+            yield RunFinding(each.check, each.message, each.veto)
         few = few_rows_warning(settings.gates, measured.scores) if settings is not None else None
         if few is not None:
-            yield Finding("few rows", few)
+            yield RunFinding("few rows", few)
         if measured.untested_answers:
-            yield Finding(
+            yield RunFinding(
                 "untested answers",
                 f"{measured.untested_answers} distinct answers of the training rows are in no row of the"
                 f" {measured.split} split: the scores do not cover them",
             )
 
-    def _about_rows(self) -> Iterator[Finding]:
+    def _about_rows(self) -> Iterator[RunFinding]:
         status = self.job.status
         if self.dataset is not None:
             rows = self.dataset.status
@@ -86,18 +86,18 @@ class RunReport:
             shown = (*rows.problems, *rows.warnings)
             total = (rows.problem_count or 0) + (rows.warning_count or 0)
             for message in shown:
-                yield Finding(about, message)
+                yield RunFinding(about, message)
             if total > len(shown):
-                yield Finding(about, f"{total} problems and warnings in all")
+                yield RunFinding(about, f"{total} problems and warnings in all")
         for message in status.problems:
-            yield Finding("rows", message)
+            yield RunFinding("rows", message)
         if status.dropped_rows is not None:
             dropped = status.dropped_rows
             message = f"{dropped.rows} rows ({dropped.percent:g} %) are too long and were not used"
-            yield Finding("rows", message)
+            yield RunFinding("rows", message)
         if status.leaked_rows:
             message = f"{status.leaked_rows} training rows repeat rows of the evaluation: left out"
-            yield Finding("rows", message)
+            yield RunFinding("rows", message)
 
     @property
     def pages(self) -> dict[str, str]:
@@ -193,7 +193,7 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _findings_table(findings: tuple[Finding, ...]) -> Padding:
+def _findings_table(findings: tuple[RunFinding, ...]) -> Padding:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")

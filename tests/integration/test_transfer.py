@@ -26,6 +26,7 @@ from finetune_trainer.manifest import Manifest
 from tests.integration import manifests
 from tests.integration.api import Api, Object, Refused
 from tests.integration.team import BASE
+from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
 
@@ -223,8 +224,8 @@ def test_a_right_that_is_missing_is_named_with_the_role_that_has_it(
     environment("carl")
     assert run("upload", str(rows(tmp_path)), "-n", team) == ProgramExit.FAILED
     printed = capsys.readouterr().err
-    assert "configmaps" in printed
-    assert "the role edit" in printed or "the role view" in printed
+    assert f"you may not create configmaps in namespace {team}" in printed
+    assert "the role edit" in printed
     file = rows(tmp_path, 1_000_000)
     assert run("upload", str(file), "-n", team, "--to", "pvc://artifacts") == ProgramExit.FAILED
     printed = capsys.readouterr().err
@@ -250,6 +251,33 @@ def test_a_quota_or_a_missing_claim_is_reported_before_anything_is_sent(
         assert "exceeded quota: none" in capsys.readouterr().err
     finally:
         api.request("DELETE", f"{path}/none").raise_for_status()
+
+
+def test_a_bucket_needs_no_pod_and_only_the_own_credentials(
+    environment: object, team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = rows(tmp_path, 1_000_000)
+    with S3Server(tmp_path / "buckets") as server:
+        bucket = server.bucket("artifacts")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        upload = ("upload", str(file), "-n", team, "--to")
+        assert run(*upload, "s3://artifacts/team") == ProgramExit.FAILED
+        assert "refuses the credentials of this machine" in capsys.readouterr().err
+        assert [each for each in bucket.rglob("*") if each.is_file()] == []
+
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        assert run(*upload, "s3://absent/team") == ProgramExit.FAILED
+        assert not (server.root / "absent").exists()
+        capsys.readouterr()
+        for _ in range(2):
+            assert run(*upload, "s3://artifacts/team") == 0
+        uri = capsys.readouterr().out.splitlines()[-1].removeprefix("uri: s3://artifacts/")
+        assert [each for each in bucket.rglob("*.jsonl") if each.is_file()] == [bucket / uri]
+        assert (bucket / uri).read_bytes() == file.read_bytes()
 
 
 def leftover(process: int) -> Object:

@@ -58,7 +58,7 @@ def make(suffix: str) -> None:
     Raises:
         subprocess.CalledProcessError: a tool failed; its message is on the terminal.
     """
-    size = "0.5 GB" if suffix == LIGHT else "3 GB"
+    size = "0.6 GB" if suffix == LIGHT else "4 GB"
     print(f"Preparing .venv (downloads about {size} the first time, later only changes) …", flush=True)
     uv = Uv()
     target = {"VIRTUAL_ENV": str(VENV)}

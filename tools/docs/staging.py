@@ -17,6 +17,7 @@ FENCE: Final = re.compile(r"^ *```")
 NAVIGATION: Final = {
     "Use": (
         "quickstart",
+        "local-runs",
         "models",
         "glossary",
         "data",

@@ -227,7 +227,7 @@ def _run(
             del compute[key]
     if compute.get("profile") not in (None, profile):
         notes.append(f"{what}: compute.profile {compute.pop('profile')} is ignored: it runs with {profile}")
-    return {**_without_store(what, spec, notes), **({"compute": compute} if compute else {})}
+    return {**spec, "compute": compute}
 
 
 def _endpoint(what: str, spec: Manifest, profile: str, notes: list[str]) -> Manifest:
@@ -246,13 +246,6 @@ def _endpoint(what: str, spec: Manifest, profile: str, notes: list[str]) -> Mani
     if compute.get("profile") not in (None, profile):
         notes.append(f"{what}: compute.profile {compute.pop('profile')} is ignored: it runs with {profile}")
         spec["compute"] = compute
-    return spec
-
-
-def _without_store(what: str, spec: Manifest, notes: list[str]) -> Manifest:
-    store = spec.get("store")
-    if isinstance(store, Mapping) and not str(store.get("uri", "")).startswith("pvc://"):
-        notes.append(f"{what}: results go to {store.get('uri')}, as in a cluster")
     return spec
 
 

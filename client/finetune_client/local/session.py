@@ -14,8 +14,7 @@ from finetune_client.local.kubelet import PORT, Kubelet, Volumes, is_healthy
 from finetune_client.local.persistence import Folder, StoredCluster
 from finetune_client.local.processes import ChildProcess, StartProcess
 from finetune_operator.api.crd import KINDS_BY_NAME
-from finetune_operator.api.labels import OWNER_NAME
-from finetune_operator.manifests.labels import REFRESH_REQUESTED
+from finetune_operator.manifests.labels import OWNER_NAME, REFRESH_REQUESTED
 from finetune_operator.observe.pod_status import condition, creation_time, has_condition, has_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -91,7 +90,9 @@ def _true(manifest: Manifest) -> Iterator[Manifest]:
 
 def _is_failure(present: Manifest) -> bool:
     """Whether nothing continues. In a cluster, a run waits until its Dataset is mended."""
-    return present["type"] == ConditionType.STALLED or present["reason"] == Reason.DATASET_FAILED
+    type_: str = present["type"]
+    reason: str = present["reason"]
+    return type_ == ConditionType.STALLED or reason == Reason.DATASET_FAILED
 
 
 class Session:

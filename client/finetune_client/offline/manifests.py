@@ -145,7 +145,7 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
 
 
 class _UnreadableError(Exception):
-    """A document is no JSON value. `line` counts from the first line of the document."""
+    """A document is not a JSON value. `line` counts from the first line of the document."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -187,7 +187,7 @@ def _read_document(source: ManifestFile, first_line: int, text: str) -> Iterator
         for path in reader.duplicates:
             if path[:start] == prefix:
                 own = path[start:]
-                text = "the field is given twice: keep one of them"
+                text = "the field occurs twice: keep one"
                 yield manifest.locate(Finding(Severity.ERROR, own, join_field(own), text))
 
 
@@ -196,7 +196,7 @@ class _Reader:
 
     Attributes:
         lines: line of each field and item.
-        duplicates: paths of fields that stand twice.
+        duplicates: paths of fields that occur twice.
     """
 
     def __init__(self, first_line: int) -> None:
@@ -241,7 +241,9 @@ class _Reader:
     def _key(self, node: yaml.Node) -> str:
         key = _resolve(node) if isinstance(node, yaml.ScalarNode) else None
         if key is None:
-            raise _UnreadableError("the name of a field is no text: put it into quotes", node.start_mark.line)
+            raise _UnreadableError(
+                "the name of a field is not text: put it into quotes", node.start_mark.line
+            )
         return str(key).lower() if isinstance(key, bool) else str(key)
 
 

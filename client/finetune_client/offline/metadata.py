@@ -23,7 +23,7 @@ def check_metadata(obj: Mapping[str, Any]) -> Iterator[Finding]:
     namespace = metadata.get("namespace")
     valid = isinstance(namespace, str) and len(namespace) <= 63 and is_match(namespace, _LABEL)
     if namespace and not valid:
-        yield _error(("metadata", "namespace"), f"{namespace} is no name of a namespace: use {_ALLOWED}")
+        yield _error(("metadata", "namespace"), f"{namespace} is not a valid name: use {_ALLOWED}")
     for part in ("labels", "annotations"):
         entries = metadata.get(part)
         if entries is None:
@@ -49,7 +49,7 @@ def _check_name(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     elif not isinstance(name, str):
         yield _error(("metadata", "name"), f'must be text: write it in quotes: "{name}"')
     elif len(name) > 253 or not is_match(name, _SUBDOMAIN):
-        yield _error(("metadata", "name"), f"{name} is no name of an object: use {_ALLOWED}")
+        yield _error(("metadata", "name"), f"{name} is not a valid name: use {_ALLOWED}")
 
 
 def _check_entry(part: str, name: str, value: Any) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def _check_entry(part: str, name: str, value: Any) -> Iterator[Finding]:
             Severity.ERROR,
             path,
             f"metadata.{part}",
-            f"{name} is no name of one of the {part}: use at most 63 letters, digits, '-', '_' and '.'",
+            f"{name} is not a valid name: use at most 63 letters, digits, '-', '_' and '.'",
         )
     if not isinstance(value, str):
         yield _error(path, f'must be text: write it in quotes: "{value}"')
@@ -69,7 +69,7 @@ def _check_entry(part: str, name: str, value: Any) -> Iterator[Finding]:
             Severity.ERROR,
             path,
             f"metadata.{part}",
-            f"{value} is no value of a label: use at most 63 letters, digits, '-', '_' and '.'",
+            f"{value} is not a valid value: use at most 63 letters, digits, '-', '_' and '.'",
         )
 
 

@@ -27,21 +27,23 @@ class _Reference:
 _REFERENCES: Final = (
     _Reference("FineTuneJob", "dataset.ref.name", "Dataset"),
     _Reference("FineTuneJob", "dataset.ref.version", "DatasetVersion"),
-    _Reference("FineTuneJob", "evaluation.dataset.name", "Dataset"),
-    _Reference("FineTuneJob", "evaluation.dataset.version", "DatasetVersion"),
+    _Reference("FineTuneJob", "evaluation.dataset.ref.name", "Dataset"),
+    _Reference("FineTuneJob", "evaluation.dataset.ref.version", "DatasetVersion"),
     _Reference("FineTuneJob", "evaluation.profile", "ComputeProfile"),
     _Reference("FineTuneJob", "baseModel.checkpoint", "Checkpoint"),
     _Reference("FineTuneJob", "baseModel.champion.modelLine", LINE),
     _Reference("FineTuneJob", "compute.profile", "ComputeProfile"),
     _Reference("Evaluation", "checkpoints", "Checkpoint"),
-    _Reference("Evaluation", "dataset.name", "Dataset"),
-    _Reference("Evaluation", "dataset.version", "DatasetVersion"),
+    _Reference("Evaluation", "dataset.ref.name", "Dataset"),
+    _Reference("Evaluation", "dataset.ref.version", "DatasetVersion"),
     _Reference("Evaluation", "profile", "ComputeProfile"),
     _Reference("InferenceDeployment", "models.follow.modelLine", LINE),
     _Reference("InferenceDeployment", "models.pin.checkpoint", "Checkpoint"),
     _Reference("InferenceDeployment", "compute.profile", "ComputeProfile"),
 )
 _OPEN: Final = re.compile(r"(?P<scheme>pvc|configmap)://(?P<name>[^/]+)")
+_SUFFIXES: Final = {"SecretRef": "Secret", "configMapRef": "ConfigMap"}
+"""Kinds by the ends of the names of fields that refer to them."""
 _SCHEMES: Final = {"pvc": "PersistentVolumeClaim", "configmap": "ConfigMap"}
 
 
@@ -171,8 +173,10 @@ def _uses(manifest: WrittenObject) -> Iterator[_Use]:
         for each in _REFERENCES:
             if each.kind == manifest.kind and each.field == ".".join(steps):
                 yield _Use(manifest, path, each.target, value)
-        if steps[-2:] == ["credentialsSecretRef", "name"]:
-            yield _Use(manifest, path, "Secret", value)
+        owner = steps[-2] if steps[1:] and steps[-1] == "name" else ""
+        yield from (
+            _Use(manifest, path, kind, value) for end, kind in _SUFFIXES.items() if owner.endswith(end)
+        )
         uri = _OPEN.match(value) if steps[-1:] == ["uri"] else None
         if uri:
             yield _Use(manifest, path, _SCHEMES[uri["scheme"]], uri["name"])

@@ -29,9 +29,9 @@ def is_match(text: str, pattern: str) -> bool:
     """Whether the pattern occurs in the text.
 
     Raises:
-        ValueError: the pattern is no regular expression.
+        ValueError: the pattern is not a regular expression.
     """
     try:
         return _compile(pattern).search(text) is not None
     except _ERROR as error:
-        raise ValueError(f"{pattern} is no regular expression: {error}") from error
+        raise ValueError(f"{pattern} is not a regular expression: {error}") from error

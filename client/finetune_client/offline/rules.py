@@ -21,7 +21,7 @@ from finetune_operator.api.crd import Schema
 
 TRANSITION: Final = "oldSelf"
 
-# A function that fails, such as for a text that is no quantity, is a finding, and not a line of a log too.
+# A function that fails, such as for a text that is not a quantity, is a finding, and not a line of a log too.
 logging.getLogger("cel").setLevel(logging.CRITICAL)
 
 
@@ -40,7 +40,7 @@ def check_rules(schema: Schema, value: Any, path: Path = (), field: str = "") ->
         try:
             holds = _compile(rule["rule"]).execute(cel.Context({"self": typed}, FUNCTIONS))
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            # Such as an index out of bounds, or a text that is no quantity: the API server names the object.
+            # Such as an index out of bounds, or a text without a quantity: the API server names the object.
             holds, below, sentence = False, "", f"{error} evaluating rule: {sentence}"
         if holds is not True:
             steps = tuple(step for step in below.split(".") if step)
@@ -96,7 +96,7 @@ def _quantity(text: str) -> float:
     try:
         return float(Decimal(number) * _UNITS[scale])
     except (InvalidOperation, KeyError) as error:
-        raise ValueError(f"{text} is no quantity") from error
+        raise ValueError(f"{text} is not a quantity") from error
 
 
 _HOST: Final = re.compile(r"""[-A-Za-z0-9._~!$&'()*+,;=:\[\]<>"@%\u0080-\U0010ffff]*""")
@@ -117,7 +117,7 @@ def _url(text: str) -> str:
         or re.search(r"%(?![0-9A-Fa-f]{2})", parts.netloc + parts.path)
         or (port and not (port.isascii() and port.isdigit()))
     ):
-        raise ValueError(f"{text} is no URL")
+        raise ValueError(f"{text} is not a URL")
     return text
 
 

@@ -128,7 +128,7 @@ def check_values(schema: Schema, value: Any, path: Path) -> Iterator[SchemaFindi
         return
     if "enum" in schema and value not in schema["enum"]:
         words = ", ".join(str(each) for each in schema["enum"])
-        yield _error(path, f"{_shown(value)} is no value of this field; it has {words}", hides_rules=True)
+        yield _error(path, f"{_shown(value)} is not one of {words}", hides_rules=True)
     if isinstance(value, bool):
         return
     if isinstance(value, str):
@@ -193,7 +193,7 @@ def _check_text(schema: Schema, value: str, path: Path) -> Iterator[SchemaFindin
     if "pattern" in schema and not is_match(value, schema["pattern"]):
         yield _error(path, f"{_shown(value)} does not match {schema['pattern']}")
     if schema.get("format") == "date-time" and not is_match(value, _DATE_TIME):
-        yield _error(path, f"{_shown(value)} is no time such as 2030-01-31T12:00:00Z")
+        yield _error(path, f"{_shown(value)} is not a time such as 2030-01-31T12:00:00Z")
 
 
 _DATE_TIME: Final = (

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge the objects of files: each by its definition, then the references between them."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path as File
 from typing import Any, Final
 
 from finetune_client.offline.findings import Finding, Located, Path, Severity, join_field
@@ -34,9 +36,33 @@ FOREIGN_OBJECTS: Final = ("kaito.sh", "kubeflow.org", "kserve.io")
 def judge(manifests: Sequence[WrittenObject]) -> list[Located]:
     """All findings about the objects of the files, in the order of the files."""
     order = {name: number for number, name in enumerate(dict.fromkeys(each.file for each in manifests))}
-    found = [manifest.locate(finding) for manifest in manifests for finding in judge_object(manifest)]
-    found += check_references([each for each in manifests if isinstance(each.value, dict)])
+    patches = _find_patches(manifests)
+    overlays = {file: patches.get(os.path.realpath(file)) for file in order}
+    whole = [each for each in manifests if overlays[each.file] is None]
+    found = [manifest.locate(finding) for manifest in whole for finding in judge_object(manifest)]
+    found += check_references([each for each in whole if isinstance(each.value, dict)])
+    for each in manifests:
+        if (folder := overlays[each.file]) is not None:
+            text = f"not judged: a patch; judge the result: kubectl kustomize {folder} | finetune validate -"
+            found.append(each.locate(Finding(Severity.INFO, (), "", text)))
     return sorted(found, key=lambda each: (order[each.file], each.line))
+
+
+def _find_patches(manifests: Iterable[WrittenObject]) -> dict[str, str]:
+    """Files that kustomizations of the files use as patches, with the folders of these kustomizations."""
+    patches: dict[str, str] = {}
+    for each in manifests:
+        if each.kind != "Kustomization" or "spec" in each.value:
+            continue
+        folder = str(File(each.file).parent)
+        for field in ("patches", "patchesStrategicMerge", "patchesJson6902"):
+            listed = each.value.get(field)
+            for patch in listed if isinstance(listed, list) else ():
+                path = patch.get("path") if isinstance(patch, dict) else patch
+                # Of older kustomizations, a text of several lines is the patch itself.
+                if isinstance(path, str) and path.isprintable():
+                    patches[os.path.realpath(f"{folder}/{path}")] = folder
+    return patches
 
 
 def judge_object(manifest: WrittenObject) -> Iterator[Finding]:
@@ -111,14 +137,14 @@ def _judge_labels(kind: str, obj: dict[str, Any]) -> Iterator[Finding]:
 def _judge_other_file(value: Any, *, from_folder: bool) -> Iterator[Finding]:
     software, advice = recognize(value) if isinstance(value, dict) else ("", {})
     if software:
-        message = f"no object, but settings of {software}: they become fields of objects"
+        message = f"settings of {software}, not an object: write them as fields of objects"
         yield Finding(Severity.ERROR, (), "", message, "docs/coming-from.md has the table")
         for name, text in advice.items():
             yield Finding(Severity.INFO, (name,), name, text)
     elif from_folder:
-        yield Finding(Severity.INFO, (), "", "not judged: no object, because apiVersion and kind are missing")
+        yield Finding(Severity.INFO, (), "", "not judged: apiVersion and kind are missing")
     else:
-        message = f"no object: it needs apiVersion and kind, for example apiVersion: {API_VERSION}"
+        message = f"not an object: add apiVersion and kind, for example apiVersion: {API_VERSION}"
         yield Finding(Severity.ERROR, (), "", message)
 
 

@@ -294,7 +294,6 @@ class BucketFiles:
     def exists(self, path: str) -> bool:
         """As StoredFiles."""
         with _bucket_errors(path):
-            self._system.invalidate_cache()
             return bool(self._system.exists(self._path(path)))
 
     def digest(self, path: str, on_bytes: OnBytes) -> str:
@@ -316,18 +315,15 @@ class BucketFiles:
         """As StoredFiles, but only from offset 0."""
         if offset:
             raise StoredFilesError(f"{path}: an object of a bucket cannot be continued")
-        with _bucket_errors(path):
-            self._make_folder(path)
-            with self._system.open(self._path(path), "wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
+        with _bucket_errors(path), self._system.open(self._path(path), "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
 
     def publish(self, partial: str, path: str) -> None:
         """As StoredFiles. The bucket copies the objects."""
         if self.exists(path):
             raise StoredFilesError(f"{path} exists")
         with _bucket_errors(path):
-            self._make_folder(path)
             self._system.mv(self._path(partial), self._path(path), recursive=True)
 
     def remove(self, path: str) -> None:
@@ -339,10 +335,6 @@ class BucketFiles:
     def free_bytes(self) -> int | None:
         """None: buckets have no limit."""
         return None
-
-    def _make_folder(self, path: str) -> None:
-        """Folders of a bucket need not exist, those of other file systems do."""
-        self._system.makedirs(self._path(path).rpartition("/")[0], exist_ok=True)
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -357,5 +349,10 @@ def _bucket_errors(path: str) -> Iterator[None]:
         raise
     except (ConnectionError, TimeoutError) as error:
         raise ConnectionLost(str(error)) from error
+    except PermissionError as error:
+        raise StoredFilesError(
+            f"{path}: the bucket refuses the credentials of this machine ({error}); check those that the"
+            " provider's own tool uses, such as AWS_PROFILE"
+        ) from error
     except Exception as error:
         raise StoredFilesError(f"{path}: {type(error).__name__}: {error}") from error

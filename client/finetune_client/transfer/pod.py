@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -44,7 +44,7 @@ START_SECONDS: Final = 300.0
 POLL_SECONDS: Final = 0.5
 TRANSIENT: Final = STARTING | {"ErrImagePull"}
 """Reasons of a waiting container that another attempt of the kubelet may end."""
-RIGHTS: Final = (
+POD_RIGHTS: Final = (
     ("create", "pods", ""),
     ("get", "pods", ""),
     ("delete", "pods", ""),
@@ -147,7 +147,7 @@ def claim_files(
         OperationError: a right is missing, the claim does not exist, or the pod is refused or does not start.
     """
     access, namespace = backend.access, backend.namespace
-    check_rights(access, namespace)
+    check_rights(access, namespace, POD_RIGHTS, "a transfer from or to a claim")
     _check_claim(backend, claim)
     _remove_leftovers(backend, report)
     pod = build_pod(
@@ -205,13 +205,21 @@ def exec_command(access: Access, namespace: str, pod: str) -> list[str]:
     return command
 
 
-def check_rights(access: Access, namespace: str) -> None:
-    """Ask before a pod exists that could then not be used or removed.
+def check_rights(
+    access: Access, namespace: str, rights: Sequence[tuple[str, str, str]], purpose: str
+) -> None:
+    """Ask before anything exists that could then not be used or removed.
+
+    Args:
+        access: requests to the API server.
+        namespace: the namespace.
+        rights: verb, resource and subresource of each; the role edit has them all.
+        purpose: what needs them, for the message.
 
     Raises:
         OperationError: the user lacks a right; the message names it and the role.
     """
-    for verb, resource, subresource in RIGHTS:
+    for verb, resource, subresource in rights:
         attributes = {"namespace": namespace, "verb": verb, "resource": resource, "subresource": subresource}
         review = access.request(
             "POST",
@@ -225,7 +233,7 @@ def check_rights(access: Access, namespace: str) -> None:
         if review is None or not review["status"].get("allowed"):
             right = f"{verb} {resource}" + (f"/{subresource}" if subresource else "")
             raise OperationError(
-                f"you may not {right} in namespace {namespace}, which a transfer from or to a claim needs:"
+                f"you may not {right} in namespace {namespace}, which {purpose} needs:"
                 " the role edit has this right (docs/tenants.md)",
                 [
                     "for an administrator of the namespace:",
@@ -346,7 +354,7 @@ def start_problem(pod: Object, claim: str) -> tuple[str, bool]:
     if scheduled is not None and scheduled["status"] == "False":
         message = scheduled.get("message", "")
         return f"{message} ({scheduling_advice(pod, message)})", False
-    return f"its image is pulled and claim {claim} is mounted", False
+    return f"the node pulls its image or mounts claim {claim}", False
 
 
 def _events(backend: ClusterBackend, pod: str) -> list[str]:

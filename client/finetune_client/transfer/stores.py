@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of a namespace, and its files: on a claim, in a bucket, or in a folder of local runs."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class LocalStores(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UploadTarget:
     """Where uploads go: a store such as `pvc://artifacts`, a folder in it, and the Secret that opens it."""
 
     store: str
@@ -77,14 +78,14 @@ def default_profile(backend: ClusterBackend) -> ComputeProfile | None:
         ) from error
 
 
-def find_target(backend: ClusterBackend, uri: str | None) -> Target:
+def find_target(backend: ClusterBackend, uri: str | None) -> UploadTarget:
     """Where an upload goes: the given URI, or else the store of the default ComputeProfile.
 
     Raises:
         OperationError: neither exists, or the URI is not one of a store.
     """
     if uri is not None:
-        return Target(*location_of(uri))
+        return UploadTarget(*location_of(uri))
     store = resolve_store(None, default_profile(backend), backend.namespace)
     if isinstance(store, Blocked):
         raise OperationError(
@@ -93,7 +94,7 @@ def find_target(backend: ClusterBackend, uri: str | None) -> Target:
             exit_code=ProgramExit.INVALID,
         )
     secret = store.credentials_secret_ref
-    return Target(*location_of(store.uri), secret.name if secret is not None else None)
+    return UploadTarget(*location_of(store.uri), secret.name if secret is not None else None)
 
 
 class Stores:
@@ -160,7 +161,9 @@ def _bucket(scheme: str) -> object:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme)
+        # They log what they also raise, with tracebacks.
+        logging.getLogger(PACKAGES.get(scheme, "fsspec")).setLevel(logging.CRITICAL)
+        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
         raise OperationError(

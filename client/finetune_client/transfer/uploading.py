@@ -19,13 +19,14 @@ from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer.copying import Carrier, LocalFile, insist, send, size_text
 from finetune_client.transfer.files import Files
-from finetune_client.transfer.pod import PROGRAM
+from finetune_client.transfer.pod import PROGRAM, check_rights
 from finetune_client.transfer.stored_files import OnBytes
 from finetune_operator.api.labels import MANAGED_BY
 from finetune_operator.manifests.volumes import NAME
 
 MAX_CONFIGMAP_BYTES: Final = 900 * 1024
 """A ConfigMap holds 1 MiB, with its keys."""
+CONFIGMAP_RIGHTS: Final = (("create", "configmaps", ""), ("get", "configmaps", ""))
 MAX_NAME: Final = 100
 UPLOADS: Final = "uploads"
 """Folder of a store with uploaded files: `uploads/<64 hex>/<name>`."""
@@ -246,6 +247,7 @@ def put_configmap(backend: ClusterBackend, manifest: Object) -> bool:
         OperationError: it exists with another content, or is refused.
     """
     name = manifest["metadata"]["name"]
+    check_rights(backend.access, backend.namespace, CONFIGMAP_RIGHTS, "an upload into a ConfigMap")
     existing = backend.get("ConfigMap", name)
     if existing is None:
         backend.create(manifest)

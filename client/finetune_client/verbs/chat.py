@@ -13,12 +13,13 @@ import yaml
 from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Backend
+from finetune_client.connection import connect
 from finetune_client.conversation import Conversation, Speaker
 from finetune_client.decisions import evaluated_checkpoint
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
@@ -26,11 +27,13 @@ from finetune_operator.api.meta import API_VERSION
 
 BASE: Final = "base"
 """Name under which an endpoint with adapters serves its base model."""
+MAX_RETRIES: Final = 2
+"""As clients of the OpenAI API have by default; an endpoint under load asks for them."""
 KEY_VARIABLE: Final = "FINETUNE_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ChatTarget:
     """A model of an endpoint."""
 
     endpoint: InferenceDeployment
@@ -88,7 +91,7 @@ def chat(
     settings = {field: value for field, value in settings.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
     reached = _reached(name, key, lambda: connect(namespace, context, kubeconfig, local))
-    with reached as (route, default), route.client() as client:
+    with reached as (route, default), route.client(MAX_RETRIES) as client:
         first = model or default or _first_model(client)
         asked = [each for each in (first, second) if each]
         speakers = [Speaker(client, each, settings, list(messages)) for each in asked]
@@ -134,7 +137,7 @@ def _first_model(client: OpenAI) -> str:
     return next((each for each in names if each != BASE), BASE)
 
 
-def find_target(backend: Backend, name: str) -> Target:
+def find_target(backend: Backend, name: str) -> ChatTarget:
     """The model that an endpoint, a Checkpoint or a run of this name means.
 
     Raises:
@@ -143,13 +146,13 @@ def find_target(backend: Backend, name: str) -> Target:
     found = backend.get("InferenceDeployment", name)
     if found is not None:
         endpoint = InferenceDeployment.model_validate(found)
-        return Target(_ready(endpoint), endpoint.model_names[0])
+        return ChatTarget(_ready(endpoint), endpoint.model_names[0])
     checkpoint = _checkpoint(backend, name)
     endpoints = [InferenceDeployment.model_validate(each) for each in backend.objects("InferenceDeployment")]
     for endpoint in endpoints:
         for served in endpoint.status.models:
             if served.checkpoint == checkpoint.name:
-                return Target(_ready(endpoint), served.name)
+                return ChatTarget(_ready(endpoint), served.name)
     raise _unserved(checkpoint, endpoints)
 
 

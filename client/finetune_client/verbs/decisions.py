@@ -8,10 +8,11 @@ import typer
 
 from finetune_client import decisions
 from finetune_client.backend import Backend, Object
-from finetune_client.decisions import Change
+from finetune_client.connection import connect
+from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
@@ -171,7 +172,9 @@ def _get(backend: Backend, kind: str, name: str) -> Object:
     return found
 
 
-def _make(backend: Backend, obj: Object, change: Change, notes: "list[str] | tuple[str, ...]" = ()) -> None:
+def _make(
+    backend: Backend, obj: Object, change: SpecChange, notes: "list[str] | tuple[str, ...]" = ()
+) -> None:
     """Make the change unless Git owns the object, and print what follows."""
     if change.spec:
         refuse_if_git_owns(change.kind, obj, change.spec)

@@ -9,12 +9,13 @@ import typer
 
 from finetune_client.backend import Backend
 from finetune_client.client import Client, find_checkpoint, read_run, wait_for
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.follow import Follower, RunStatus, StalledError, true_condition
 from finetune_client.outcome import Goal, default_goal, find_outcome
 from finetune_client.tables import console, printable
 from finetune_client.verbs.listing import complete_runs
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.vocabulary import Stage
 

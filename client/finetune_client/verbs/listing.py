@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from finetune_client.backend import Backend, Object
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
 from finetune_client.verbs.options import (
@@ -19,7 +20,6 @@ from finetune_client.verbs.options import (
     Namespace,
     Output,
     OutputFormat,
-    connect,
 )
 
 KIND: Final = "FineTuneJob"

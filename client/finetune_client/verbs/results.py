@@ -11,7 +11,8 @@ import typer
 import yaml
 
 from finetune_client.backend import Backend, Object
-from finetune_client.comparison import Comparison
+from finetune_client.comparison import RunComparison
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
@@ -22,7 +23,6 @@ from finetune_client.verbs.options import (
     Namespace,
     Output,
     OutputFormat,
-    connect,
 )
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -69,7 +69,7 @@ def compare(
     if len(dict.fromkeys(names)) < 2:
         raise OperationError("name at least two runs to compare", exit_code=ProgramExit.INVALID)
     backend = connect(namespace, context, kubeconfig, local)
-    made = Comparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
+    made = RunComparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
     if not _printed(made.to_json(), output):
         console().print(made.render())
 

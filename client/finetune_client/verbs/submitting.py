@@ -8,10 +8,11 @@ import typer
 
 from finetune_client.backend import Object
 from finetune_client.client import Client, Run, read_manifests
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
 from finetune_client.verbs.following import watch_until
-from finetune_client.verbs.options import Context, Kubeconfig, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Namespace
 
 
 def submit(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containers of local runs that end as a test says, without a process."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -90,16 +89,18 @@ def fail(reason: FailureReason, message: str, code: ExitCode) -> Callable[[FakeP
     return end
 
 
-def score_badly(process: FakeProcess) -> int:
-    """Leave an evaluation in which the tuned model is as bad as the base model."""
-    config = process.config
-    assert isinstance(config, EvaluateConfig)
+def badly_scored(config: EvaluateConfig) -> StageResult:
+    """An evaluation in which the tuned model is as bad as the base model."""
     result = succeeded(config).to_dict()
-    for each in result["evaluate"]["scores"]:
-        each["value"] = 0.0
-    for each in result["evaluate"]["evidence"]:
+    for each in (*result["evaluate"]["scores"], *result["evaluate"].get("evidence", ())):
         each |= {key: 0.0 for key in ("value", "gain", "low", "high", "gainLow", "gainHigh") if key in each}
-    process.leave(json.dumps(result))
+    return StageResult.model_validate(result)
+
+
+def score_badly(process: FakeProcess) -> int:
+    """Leave a `badly_scored` evaluation."""
+    assert isinstance(process.config, EvaluateConfig)
+    process.leave(badly_scored(process.config).to_json())
     return ExitCode.OK
 
 
@@ -126,7 +127,11 @@ class Machine:
 
     def _session(self, *arguments: object) -> Session:
         make = partial(Session, start=self._start, probe=lambda _: True, first_backoff=timedelta())
-        session = make(*arguments, pause=lambda _: self.on_pause(session))  # type: ignore[arg-type]
+
+        def pause(_: float) -> None:
+            self.on_pause(session)
+
+        session: Session = make(*arguments, pause=pause)  # type: ignore[arg-type]
         self.sessions.append(session)
         return session
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_client import decisions
 from finetune_client.backend import Object
-from finetune_client.decisions import Change
+from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -35,7 +35,7 @@ OLD, CHAMPION = checkpoint("old", 1, promoted=True), checkpoint("champion", 5, p
 FOLLOWERS = "Endpoints that follow tickets take the champion if it meets their minScores: desk."
 
 
-def judge(state: Any, judged: Checkpoint, *others: Checkpoint) -> Change:
+def judge(state: Any, judged: Checkpoint, *others: Checkpoint) -> SpecChange:
     return decisions.judge(state, judged, "read 50 answers", (judged, *others), (DESK,))
 
 
@@ -151,7 +151,7 @@ def test_a_running_run_is_cancelled_suspended_and_resumed() -> None:
         (decisions.resume(run("run-misses-its-gates")), "has already failed"),
     ],
 )
-def test_a_decision_without_an_effect_changes_nothing_and_says_why(change: Change, sentence: str) -> None:
+def test_a_decision_without_an_effect_changes_nothing_and_says_why(change: SpecChange, sentence: str) -> None:
     assert change.spec == {}
     assert change.done == f"FineTuneJob tickets-v1 {sentence}."
 
@@ -181,7 +181,7 @@ def served(*revisions: Object, serves: str = "b", **spec: Any) -> Object:
     return found
 
 
-def roll_back(manifest: Object, to: str | None = None, deleted: str = "") -> Change:
+def roll_back(manifest: Object, to: str | None = None, deleted: str = "") -> SpecChange:
     parsed = InferenceDeployment.model_validate(manifest)
     return decisions.rollback(parsed, manifest, to, "ana: French", lambda name: name != deleted)
 

@@ -218,6 +218,7 @@ def test_until_ends_after_a_stage_and_the_command_without_it_continues(
 def test_preflight_says_what_another_machine_would_say(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # As docs/local-runs.md shows.
     h100 = str(EXAMPLE.parent / "profiles" / "nvidia-h100.yaml")
     assert machine.run("--until", "preflight", "--profile", h100) == ProgramExit.DONE
     printed = capsys.readouterr().out
@@ -260,6 +261,14 @@ def test_what_changes_no_verdict_is_ignored_by_name(
     endpoint = changed(machine.folder, "inferencedeployment.yaml", lambda spec: spec.update(replicas=3))
     assert machine.run("--no-serve", files=(*FILES[:2], endpoint)) == ProgramExit.DONE
     assert "one process serves in place of 3 replicas" in capsys.readouterr().out
+
+
+def test_a_run_that_names_a_profile_of_a_cluster_uses_this_machine(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = changed(machine.folder, "finetunejob.yaml", lambda spec: spec.update(compute={"profile": "h100"}))
+    assert machine.run("--no-serve", files=(FILES[0], job)) == ProgramExit.DONE
+    assert "compute.profile h100 is ignored" in capsys.readouterr().out
 
 
 def test_a_profile_for_other_devices_or_another_engine_needs_until_preflight(

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from finetune_client.backend import Object
-from finetune_client.comparison import Comparison
+from finetune_client.comparison import RunComparison
 from finetune_client.run_report import RunReport
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -176,24 +176,24 @@ def runs(**second: Any) -> tuple[FineTuneJob, FineTuneJob]:
 
 
 def test_only_fields_that_differ_are_compared_with_their_defaults() -> None:
-    differences = Comparison(runs()).differences
+    differences = RunComparison(runs()).differences
     assert differences["spec.method.lora.r"] == ("32", "8")
     assert "spec.suspend" not in differences
     assert "spec.modelLine" not in differences
-    changed = Comparison(runs(spec={"promotion": {"mode": "Manual"}})).differences
+    changed = RunComparison(runs(spec={"promotion": {"mode": "Manual"}})).differences
     assert changed["spec.promotion.mode"] == ("ByGates", "Manual")
 
 
 def test_what_the_runs_chose_is_compared_too() -> None:
     chosen = {"resolved": {"lora": {"r": 32, "alpha": 128}, "datasetVersion": "tickets-eeeeeeeeeeee"}}
-    differences = Comparison(runs(status=chosen)).differences
+    differences = RunComparison(runs(status=chosen)).differences
     assert differences["chosen.lora.alpha"] == ("64", "128")
     assert differences["chosen.datasetVersion"] == ("tickets-dddddddddddd", "tickets-eeeeeeeeeeee")
 
 
 def test_scores_stand_side_by_side_with_their_intervals_and_no_other_one_is_made_up() -> None:
     first, second = runs(status={"evaluation": {"datasetDigest": "sha256:" + "d" * 64}})
-    text = shown(Comparison((first, second)).render())
+    text = shown(RunComparison((first, second)).render())
     assert "0.95 (0.915–0.971), 240 rows" in text
     assert "EUR 0.15 (215 device seconds)" in text
     assert "Each interval is of one run alone. No run was measured against another one" in text
@@ -201,9 +201,9 @@ def test_scores_stand_side_by_side_with_their_intervals_and_no_other_one_is_made
 
 
 def test_runs_that_were_evaluated_on_other_rows_are_not_comparable_which_is_said() -> None:
-    comparison = Comparison(runs(status={"evaluation": {"datasetDigest": "sha256:" + "e" * 64}}))
+    comparison = RunComparison(runs(status={"evaluation": {"datasetDigest": "sha256:" + "e" * 64}}))
     assert comparison.to_json()["sameRows"] is False
-    assert Comparison((run("run-is-vetoed"), run("run-ends-promoted", "tickets-v2"))).has_other_rows
+    assert RunComparison((run("run-is-vetoed"), run("run-ends-promoted", "tickets-v2"))).has_other_rows
     assert "evaluated on different rows: their scores cannot be compared" in shown(comparison.render())
 
 
@@ -215,7 +215,7 @@ def test_a_gain_over_the_champion_of_another_compared_run_is_shown_with_its_inte
     first = run("run-ends-promoted")
     measured = {"live": first.status.checkpoints[0].name, "gates": [gate]}
     second = run("run-ends-promoted", "tickets-v2", status={"evaluation": measured, "checkpoints": []})
-    comparison = Comparison((first, second))
+    comparison = RunComparison((first, second))
     assert [str(each) for each in comparison.paired] == [
         "exact_match: gain 0.02 of tickets-v2 over tickets-v1 (-0.01 to 0.05 at confidence 0.95)"
     ]

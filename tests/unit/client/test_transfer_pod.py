@@ -117,8 +117,8 @@ def waiting(reason: str, message: str = "") -> Object:
 @pytest.mark.parametrize(
     ("pod", "problem", "is_final"),
     [
-        (pending(), "its image is pulled and claim artifacts is mounted", False),
-        (waiting("ContainerCreating"), "its image is pulled", False),
+        (pending(), "the node pulls its image or mounts claim artifacts", False),
+        (waiting("ContainerCreating"), "the node pulls its image", False),
         (waiting("ErrImagePull", "no route"), "cannot be pulled", False),
         (waiting("ImagePullBackOff", "denied"), f"image {IMAGE} of the pod cannot be pulled", True),
         (

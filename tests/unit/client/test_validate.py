@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from finetune_client.errors import ProgramExit
-from finetune_client.offline import regex
+from finetune_client.offline import references, regex
 from finetune_client.offline.manifests import WrittenObject
+from finetune_client.offline.schema import root_schema
 from finetune_client.offline.validation import judge_object
 from finetune_client.program import main
 from finetune_operator.api.crd import KINDS_BY_NAME
@@ -85,7 +86,7 @@ def test_objects_that_belong_together_are_valid(validate: Validate) -> None:
         (
             "  promotion: {mode: bygates}",
             (
-                'spec.promotion.mode: "bygates" is no value of this field; it has ByGates, Manual, Always, '
+                'spec.promotion.mode: "bygates" is not one of ByGates, Manual, Always, '
                 "Never; did you mean ByGates?"
             ),
         ),
@@ -96,7 +97,7 @@ def test_objects_that_belong_together_are_valid(validate: Validate) -> None:
                 " write 0.03 for 3 %"
             ),
         ),
-        ("  suspend: true\n  suspend: false", "spec.suspend: the field is given twice: keep one of them"),
+        ("  suspend: true\n  suspend: false", "spec.suspend: the field occurs twice: keep one"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_to_write(
@@ -157,7 +158,7 @@ def test_settings_of_other_software_are_recognized_and_each_is_answered(validate
     code, lines = validate("base_model: x\nadapter: lora\nlora_r: 8\nnum_epochs: 3\nunheard_of: 1\n")
     assert code == 2
     assert lines[0] == (
-        "1: no object, but settings of Axolotl: they become fields of objects;"
+        "1: settings of Axolotl, not an object: write them as fields of objects;"
         " docs/coming-from.md has the table"
     )
     assert "3: lora_r: info: lora_r is spec.method.lora.r of a FineTuneJob" in lines
@@ -281,6 +282,40 @@ def test_what_only_the_cluster_can_have_is_said_once(validate: Validate) -> None
     ]
 
 
+def test_every_field_that_may_refer_to_another_object_exists() -> None:
+    for each in references._REFERENCES:
+        schema: Any = root_schema(each.kind)["properties"]["spec"]
+        for step in each.field.split("."):
+            schema = schema.get("items", schema)["properties"][step]
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("  store: {uri: s3://runs/a, credentialsSecretRef: {name: bucket}}", "Secret bucket"),
+        (
+            "  evaluation: {customMetrics: [{name: own, configMapRef: {name: code, key: a.py}}]}",
+            "ConfigMap code",
+        ),
+        ("  store: {uri: pvc://artifacts}", "PersistentVolumeClaim artifacts"),
+        ("  compute: {profile: h100}", "ComputeProfile h100"),
+    ],
+)
+def test_a_prerequisite_must_be_in_the_files_or_in_the_cluster(
+    validate: Validate, part: str, kind: str
+) -> None:
+    _, lines = validate(f"{DATASET}---\n{RUN}{part}\n")
+    assert any(
+        line.endswith(f"info: {kind} is not in the files: it must exist in the cluster") for line in lines
+    )
+    type_, name = kind.split()
+    there = (
+        f"---\napiVersion: {'finetune.dev/v1alpha1' if type_ == 'ComputeProfile' else 'v1'}\nkind: {type_}\n"
+    )
+    _, lines = validate(f"{DATASET}---\n{RUN}{part}\n{there}metadata: {{name: {name}}}\n")
+    assert not any("must exist in the cluster" in line for line in lines)
+
+
 def test_a_configmap_of_a_kustomization_is_in_the_files(validate: Validate) -> None:
     rows = DATASET.replace("hf://datasets/acme/tickets/", "configmap://rows/")
     kustomization = "kind: Kustomization\nconfigMapGenerator: [{name: rows, files: [train.jsonl]}]\n"
@@ -310,7 +345,7 @@ EXPLODING: Final = "a0: &a0 [x]\n" + "".join(
         ("a: &x [*x]\n", f"1: {UNREADABLE} the document has more than 64 levels, or contains itself"),
         ("a: !Ref x\n", f"1: {UNREADABLE} the tag !Ref is not allowed in a manifest"),
         (b"a: \xff\n", "1: byte 3 is not UTF-8"),
-        ("just text\n", "1: no object: it needs apiVersion and kind"),
+        ("just text\n", "1: not an object: add apiVersion and kind"),
         (EXPLODING, "the document has more than 200,000 values"),
     ],
     ids=range(7),
@@ -416,8 +451,28 @@ def test_a_folder_is_read_without_what_is_no_manifest(
         "severity": "info",
         "file": str(tmp_path / "rows.json"),
         "line": 1,
-        "message": "not judged: no object, because apiVersion and kind are missing",
+        "message": "not judged: apiVersion and kind are missing",
     }
+
+
+def test_a_patch_of_a_kustomization_is_not_judged_as_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "production"):
+        Path(name).mkdir()
+    Path("base/all.yaml").write_text(ALL)
+    Path("production/replicas.yaml").write_text(f"{ENDPOINT.partition('spec')[0]}spec: {{replicas: 3}}\n")
+    Path("production/kustomization.yaml").write_text(
+        "kind: Kustomization\npatches: [{path: replicas.yaml}]\n"
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["validate", "."])
+    assert end.value.code == 0
+    assert (
+        "production/replicas.yaml:1: InferenceDeployment/tickets: info: not judged: a patch;"
+        " judge the result: kubectl kustomize production | finetune validate -\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_file_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,12 @@ def test_a_model_that_does_not_answer_ends_a_script_with_an_error(capsys: pytest
     assert "missing did not answer" in capsys.readouterr().err
 
 
+def test_a_request_that_is_refused_because_of_load_is_sent_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as endpoint:
+        assert end("chat", endpoint.url, "Who?", "--model", "busy") == 0
+    assert capsys.readouterr().out == "busy\n answers\n"
+
+
 def test_an_endpoint_of_local_runs_is_asked_at_its_own_url(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,9 +15,9 @@ from finetune_trainer.data.containers.base import Header, RawRecord, repeated_co
 from finetune_trainer.data.containers.workbook import (
     MAX_SHEET_BYTES,
     Archive,
-    Events,
     Workbook,
     WorkbookRefused,
+    XmlEvents,
     damaged,
     too_large,
     unescape,
@@ -45,7 +45,7 @@ SheetRow = tuple[int, dict[int, Cell]]
 """Number of a row, from 1, and its cells that are not empty by column, from 1."""
 
 
-class _Rows(Events):
+class _Rows(XmlEvents):
     """Collects the rows of a sheet. `rows` has those that are complete; the caller removes them."""
 
     def __init__(self, workbook: Workbook) -> None:

@@ -72,7 +72,7 @@ def too_large(what: str) -> WorkbookRefused:
     return WorkbookRefused(Issue(Code.UNSUPPORTED, f"the workbook {what}", "", "save the sheet as CSV"))
 
 
-class Events:
+class XmlEvents:
     """Receives the elements and texts of a part. `is_done` ends the reading early."""
 
     is_done = False
@@ -90,7 +90,7 @@ class Events:
 class _Parser:
     """Feeds events from XML within limits."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: XmlEvents) -> None:
         self._events = events
         self._level = 0
         self._silent_bytes = 0
@@ -163,12 +163,12 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._parts
 
-    def parse(self, name: str, events: Events, limit_bytes: int = MAX_PART_BYTES) -> None:
+    def parse(self, name: str, events: XmlEvents, limit_bytes: int = MAX_PART_BYTES) -> None:
         """Read a part to its end, or until the events are done. Raises WorkbookRefused."""
         for _ in self.steps(name, events, limit_bytes):
             pass
 
-    def steps(self, name: str, events: Events, limit_bytes: int) -> Iterator[None]:
+    def steps(self, name: str, events: XmlEvents, limit_bytes: int) -> Iterator[None]:
         """Like `parse`, one chunk at a time."""
         info = self._parts.get(name.lower())
         if info is None:
@@ -208,7 +208,7 @@ def _require_small_directory(content: IO[bytes]) -> None:
 
 
 @dataclass
-class _Relationships(Events):
+class _Relationships(XmlEvents):
     """The other parts that a part names."""
 
     folder: str
@@ -232,7 +232,7 @@ def _related(archive: Archive, name: str) -> dict[str, tuple[str, str]]:
 
 
 @dataclass
-class _Sheets(Events):
+class _Sheets(XmlEvents):
     """The sheets of a workbook in their order."""
 
     visible: list[tuple[str, str]] = field(default_factory=list)
@@ -246,7 +246,7 @@ class _Sheets(Events):
             self.visible.append((attributes.get("name", ""), attributes.get("id", "")))
 
 
-class SharedTexts(Events):
+class SharedTexts(XmlEvents):
     """The texts that cells share."""
 
     def __init__(self) -> None:
@@ -291,7 +291,7 @@ def unescape(text: str) -> str:
     return ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if "_x" in text else text
 
 
-class _Styles(Events):
+class _Styles(XmlEvents):
     """The number formats of cells."""
 
     def __init__(self) -> None:
