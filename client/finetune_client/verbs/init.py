@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.templates import TEMPLATES, write_copy, write_template
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace, connect
+from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
 
 DEFAULT = next(iter(TEMPLATES))
 
