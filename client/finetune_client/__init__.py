@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from finetune_client.client import Client, Run
     from finetune_client.errors import OperationError, ProgramExit
-    from finetune_client.outcome import Goal, Outcome
+    from finetune_client.outcome import Outcome, WaitFor
 
-__all__ = ["Client", "Goal", "OperationError", "Outcome", "ProgramExit", "Run"]
+__all__ = ["Client", "OperationError", "Outcome", "ProgramExit", "Run", "WaitFor"]
 
 _MODULES: Final = {
     "Client": "client",
     "Run": "client",
     "OperationError": "errors",
     "ProgramExit": "errors",
-    "Goal": "outcome",
+    "WaitFor": "outcome",
     "Outcome": "outcome",
 }
 

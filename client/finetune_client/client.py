@@ -11,7 +11,7 @@ import yaml
 
 from finetune_client.backend import Backend, LogLine, Object
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.outcome import Goal, Outcome, default_goal, find_outcome
+from finetune_client.outcome import Outcome, WaitFor, default_goal, find_outcome
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.evaluation import Score
@@ -141,7 +141,7 @@ class Run:
         self.job = read_run(self._client.backend, self.name)
         return self
 
-    def wait(self, for_: Goal | str = "", timeout: float | None = None) -> Outcome:
+    def wait(self, for_: WaitFor | str = "", timeout: float | None = None) -> Outcome:
         """Wait until the run has reached the goal, or cannot reach it any more.
 
         Args:
@@ -151,7 +151,7 @@ class Run:
         Raises:
             OperationError: the run did not reach the goal, or not in time; `exit_code` says which.
         """
-        goal = Goal(for_) if for_ else default_goal(self.job)
+        goal = WaitFor(for_) if for_ else default_goal(self.job)
         outcome = wait_for(self._client.backend, self.name, goal, timeout)
         self.refresh()
         if outcome.exit_code is not ProgramExit.DONE:
@@ -225,7 +225,7 @@ def find_checkpoint(backend: Backend, job: FineTuneJob) -> Checkpoint | None:
     return Checkpoint.model_validate(found) if found is not None else None
 
 
-def wait_for(backend: Backend, name: str, goal: Goal, timeout: float | None) -> Outcome:
+def wait_for(backend: Backend, name: str, goal: WaitFor, timeout: float | None) -> Outcome:
     """Poll until the run has reached the goal or cannot reach it any more.
 
     Args:
@@ -240,7 +240,7 @@ def wait_for(backend: Backend, name: str, goal: Goal, timeout: float | None) -> 
     until = None if timeout is None else time.monotonic() + timeout
     while True:
         job = read_run(backend, name)
-        checkpoint = find_checkpoint(backend, job) if goal is Goal.PROMOTED else None
+        checkpoint = find_checkpoint(backend, job) if goal is WaitFor.PROMOTED else None
         outcome = find_outcome(job, goal, checkpoint)
         if outcome is not None:
             return outcome

@@ -14,7 +14,7 @@ from finetune_operator.status.conditions import find_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
-class Goal(StrEnum):
+class WaitFor(StrEnum):
     """What to wait for."""
 
     PROMOTED = "promoted"
@@ -37,12 +37,12 @@ class Outcome:
     message: str
 
 
-def default_goal(job: FineTuneJob) -> Goal:
+def default_goal(job: FineTuneJob) -> WaitFor:
     """Promotion, unless the run never promotes."""
-    return Goal.READY if job.spec.promotion.mode == "Never" else Goal.PROMOTED
+    return WaitFor.READY if job.spec.promotion.mode == "Never" else WaitFor.PROMOTED
 
 
-def find_outcome(job: FineTuneJob, goal: Goal, checkpoint: Checkpoint | None = None) -> Outcome | None:
+def find_outcome(job: FineTuneJob, goal: WaitFor, checkpoint: Checkpoint | None = None) -> Outcome | None:
     """How the wait for the goal has ended; None while the run can still reach it.
 
     Args:
@@ -57,7 +57,7 @@ def find_outcome(job: FineTuneJob, goal: Goal, checkpoint: Checkpoint | None = N
         return Outcome(exit_code, f"FineTuneJob {job.name} {how}" + (f": {message}" if message else ""))
 
     trained, stalled = true.get(ConditionType.TRAINED), true.get(ConditionType.STALLED)
-    if goal is Goal.TRAINED and trained is not None:
+    if goal is WaitFor.TRAINED and trained is not None:
         return ended(ProgramExit.DONE, trained, "is trained")
     if stalled is not None:
         code = ProgramExit.GATES_FAILED if stalled.reason in NOT_PASSED else ProgramExit.FAILED
@@ -65,7 +65,7 @@ def find_outcome(job: FineTuneJob, goal: Goal, checkpoint: Checkpoint | None = N
     ready = true.get(ConditionType.READY)
     if ready is None:
         return None
-    if goal is not Goal.PROMOTED:
+    if goal is not WaitFor.PROMOTED:
         return ended(ProgramExit.DONE, ready, "succeeded")
     if ready.reason == Reason.PROMOTED:
         return ended(ProgramExit.DONE, ready, "is promoted")

@@ -12,7 +12,7 @@ from finetune_client.client import Client, find_checkpoint, read_run, wait_for
 from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.follow import Follower, RunStatus, StalledError, true_condition
-from finetune_client.outcome import Goal, default_goal, find_outcome
+from finetune_client.outcome import WaitFor, default_goal, find_outcome
 from finetune_client.tables import console, printable
 from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
@@ -32,7 +32,7 @@ OptionalRunName = Annotated[
 ]
 StageName = Annotated[Stage | None, typer.Option("--stage", help="Only this stage.")]
 WaitGoal = Annotated[
-    Goal | None,
+    WaitFor | None,
     typer.Option("--for", help="Default: promoted, or ready for a run that never promotes."),
 ]
 Timeout = Annotated[

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_client.errors import ProgramExit
 from finetune_client.follow import sparkline
-from finetune_client.outcome import Goal, default_goal, find_outcome
+from finetune_client.outcome import WaitFor, default_goal, find_outcome
 from finetune_client.verbs.following import parse_duration
 from finetune_client.verbs.submitting import waits_for
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -21,23 +21,23 @@ def run(*conditions: dict[str, Any]) -> FineTuneJob:
 @pytest.mark.parametrize(
     ("conditions", "goal", "code"),
     [
-        ([], Goal.READY, None),
-        ([condition("Reconciling", "Training")], Goal.TRAINED, None),
-        ([condition("Trained")], Goal.TRAINED, ProgramExit.DONE),
-        ([condition("Trained")], Goal.READY, None),
-        ([condition("Trained"), condition("Stalled", "GateFailed")], Goal.TRAINED, ProgramExit.DONE),
-        ([condition("Stalled", "GateFailed")], Goal.PROMOTED, ProgramExit.GATES_FAILED),
-        ([condition("Stalled", "EvaluationUndecided")], Goal.READY, ProgramExit.GATES_FAILED),
-        ([condition("Stalled", "OutOfMemory")], Goal.TRAINED, ProgramExit.FAILED),
-        ([condition("Stalled", "Cancelled")], Goal.PROMOTED, ProgramExit.FAILED),
-        ([condition("Ready", "Promoted")], Goal.PROMOTED, ProgramExit.DONE),
-        ([condition("Ready", "AwaitingApproval")], Goal.PROMOTED, None),
-        ([condition("Ready", "AwaitingApproval")], Goal.READY, ProgramExit.DONE),
-        ([condition("Ready", "NotPromoted")], Goal.PROMOTED, ProgramExit.FAILED),
+        ([], WaitFor.READY, None),
+        ([condition("Reconciling", "Training")], WaitFor.TRAINED, None),
+        ([condition("Trained")], WaitFor.TRAINED, ProgramExit.DONE),
+        ([condition("Trained")], WaitFor.READY, None),
+        ([condition("Trained"), condition("Stalled", "GateFailed")], WaitFor.TRAINED, ProgramExit.DONE),
+        ([condition("Stalled", "GateFailed")], WaitFor.PROMOTED, ProgramExit.GATES_FAILED),
+        ([condition("Stalled", "EvaluationUndecided")], WaitFor.READY, ProgramExit.GATES_FAILED),
+        ([condition("Stalled", "OutOfMemory")], WaitFor.TRAINED, ProgramExit.FAILED),
+        ([condition("Stalled", "Cancelled")], WaitFor.PROMOTED, ProgramExit.FAILED),
+        ([condition("Ready", "Promoted")], WaitFor.PROMOTED, ProgramExit.DONE),
+        ([condition("Ready", "AwaitingApproval")], WaitFor.PROMOTED, None),
+        ([condition("Ready", "AwaitingApproval")], WaitFor.READY, ProgramExit.DONE),
+        ([condition("Ready", "NotPromoted")], WaitFor.PROMOTED, ProgramExit.FAILED),
     ],
 )
 def test_the_exit_code_follows_from_goal_and_conditions(
-    conditions: list[dict[str, Any]], goal: Goal, code: ProgramExit | None
+    conditions: list[dict[str, Any]], goal: WaitFor, code: ProgramExit | None
 ) -> None:
     outcome = find_outcome(run(*conditions), goal)
     assert (outcome.exit_code if outcome else None) == code
@@ -45,9 +45,9 @@ def test_the_exit_code_follows_from_goal_and_conditions(
 
 def test_a_run_that_never_promotes_is_awaited_until_it_is_ready() -> None:
     manifest = job()
-    assert default_goal(FineTuneJob.model_validate(manifest)) is Goal.PROMOTED
+    assert default_goal(FineTuneJob.model_validate(manifest)) is WaitFor.PROMOTED
     manifest["spec"]["promotion"] = {"mode": "Never"}
-    assert default_goal(FineTuneJob.model_validate(manifest)) is Goal.READY
+    assert default_goal(FineTuneJob.model_validate(manifest)) is WaitFor.READY
 
 
 def test_the_sparkline_spans_lowest_to_highest_and_leaves_out_what_is_no_number() -> None:
