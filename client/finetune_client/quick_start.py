@@ -37,9 +37,8 @@ GATE: Final = re.compile(
     r"\s*(?P<metric>[\w/.-]+)\s*(?P<sign>>=|<=|≥|≤)\s*(?P<bound>-?[0-9.]+|[A-Za-z]+)"
     r"(?:\s*(?P<gain_sign>[+-])\s*(?P<gain>[0-9.]+))?(?:\s+at\s+(?P<confidence>[0-9.]+))?\s*"
 )
-EXAMPLES: Final = (
-    "'exact_match >= 0.8', 'loss <= 1.5', 'exact_match >= Base + 0.1', or 'exact_match >= 0.8 at 0.9'"
-)
+_METRIC: Final = DEFAULT_METRICS[0]
+EXAMPLES: Final = f"'{_METRIC} >= 0.8', '{_METRIC} >= Base + 0.1', or '{_METRIC} >= 0.8 at 0.9'"
 """Gates as a person writes them; the last one has a confidence."""
 COMMENTS: Final = {
     "Dataset": "The rows, checked and split into train, validation and test.",
@@ -71,7 +70,7 @@ def objects_for(rows: Path, model: str, gates: Sequence[str] = (), *, serve: boo
     Args:
         rows: a file of rows in any format that a Dataset reads.
         model: URI of the base model, such as hf://ORG/NAME or hf://ORG/NAME@REVISION.
-        gates: bounds such as `exact_match >= 0.8`.
+        gates: bounds such as `loss <= 1.5`.
         serve: whether there is an endpoint.
 
     Raises:
@@ -185,7 +184,7 @@ def _base_model(uri: str) -> Object:
 
 
 def _gate(text: str) -> Object:
-    """The gate of a text such as `exact_match >= 0.8`."""
+    """The gate of a text such as `loss <= 1.5`."""
     found = GATE.fullmatch(text)
     if found is None:
         raise _no_gate(text, f"write it as {EXAMPLES}")
