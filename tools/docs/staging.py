@@ -16,8 +16,11 @@ LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 FENCE: Final = re.compile(r"^ *```")
 NAVIGATION: Final = {
     "Use": (
+        "README",
+        "features",
         "quickstart",
         "local-runs",
+        "program",
         "models",
         "glossary",
         "data",
@@ -61,6 +64,7 @@ NAVIGATION: Final = {
         "architecture",
         "extending",
         "testing",
+        "demo",
         "cluster",
         "decisions/README",
     ),
