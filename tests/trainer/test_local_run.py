@@ -22,6 +22,7 @@ from tools.models.tiny import tiny
 
 SECONDS = 120
 TEAMS = ("billing", "courier")
+CONTINUED = re.compile(r"resuming after step [1-9]|is already complete")
 ENDPOINT = re.compile(r"serving tickets at (\S+)")
 
 
@@ -118,7 +119,7 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
         assert second.wait(SECONDS) == 0
     trained = logs(folder, "train")
     assert len(trained) == 2
-    assert re.search(r"resuming after step [1-9]|is already complete", trained[-1].read_text())
+    assert re.search(CONTINUED, trained[-1].read_text())
     job = LocalBackend(folder / ".finetune").get("FineTuneJob", "tickets")
     assert job is not None
     assert {each["type"]: each["status"] for each in job["status"]["conditions"]}["Ready"] == "True"
@@ -126,3 +127,19 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
     with program(folder, "--no-serve") as third:
         assert third.wait(SECONDS) == 0
     assert logs(folder, "train") == trained
+
+    # Every verb that reads works on the folder too.
+    def finetune(*arguments: str) -> str:
+        command = [sys.executable, "-m", "finetune_client", *arguments, "--local", ".finetune"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "tickets" in finetune("ls")
+    assert "loss" in finetune("report", "tickets")
+    assert "tickets" in finetune("wait", "tickets")
+    assert re.search(CONTINUED, finetune("logs", "tickets", "--stage", "train"))
+    assert finetune("plot", "tickets").strip()
+    assert "files" in finetune("download", "tickets", "copy")
+    assert list((folder / "copy").rglob("adapter_model.safetensors"))
+    assert list((folder / "copy").rglob("*.html"))

@@ -105,11 +105,18 @@ class LocalBackend:
         """A file of the store, such as a page that a status names."""
         scheme, _, rest = uri.partition("://")
         claim, _, path = rest.partition("/")
-        root = self._claims.get(claim, self._folder.root / "claims" / claim).resolve()
+        root = self.store_folder(f"{scheme}://{claim}").resolve()
         file = (root / path).resolve()
-        if scheme != "pvc" or not file.is_relative_to(root) or not file.is_file():
+        if not file.is_relative_to(root) or not file.is_file():
             raise OperationError(f"{uri} does not exist in {root}")
         return file.read_bytes()
+
+    def store_folder(self, uri: str) -> Path:
+        """The folder in place of the claim of a store."""
+        scheme, _, claim = uri.partition("://")
+        if scheme != "pvc":
+            raise OperationError(f"{uri} is not in {self._folder.root}: the store of local runs is a claim")
+        return self._claims.get(claim, self._folder.root / "claims" / claim)
 
 
 def _place(pod: Manifest) -> tuple[str, int, str]:

@@ -44,8 +44,18 @@ RUNNING_TEXT: Final = "Ctrl-C saves and ends, a second Ctrl-C kills; the same co
 def run(
     *,
     files: Annotated[
-        list[Path], typer.Argument(help="YAML files, or the folder of a kustomization.", metavar="FILE…")
+        list[Path],
+        typer.Argument(
+            help="YAML files, or the folder of a kustomization; with --model a file of rows.", metavar="FILE…"
+        ),
     ],
+    model: Annotated[
+        str, typer.Option(help="Base model of a file of rows, whose YAML is written.", metavar="URI")
+    ] = "",
+    gate: Annotated[
+        list[str],
+        typer.Option(help="Bound of that YAML's gates, such as 'loss <= 1.5'.", metavar="BOUND"),
+    ] = [],  # noqa: B006
     claim: Annotated[
         list[str], typer.Option(help="Folder in place of a claim of pvc://NAME/…", metavar="NAME=FOLDER")
     ] = [],  # noqa: B006 - typer copies it
@@ -67,6 +77,7 @@ def run(
     stage = _until(until)
     machine = this_machine()
     profiled = _profile(profile, machine)
+    files, said = _manifests(files, model, gate, folder, serve=serve)
     found = read_files(files)
     only_preflight = stage in PREDICTIONS
     objects = adapt(found, profiled, machine_resource=machine.resource, only_preflight=only_preflight)
@@ -79,7 +90,7 @@ def run(
     with stored.locked():
         session = Session(stored, volumes)
         program = LocalRun(session, tables.console(), machine, stage)
-        program.print(*found.notes)
+        program.print(*said, *found.notes)
         with _signals(session):
             try:
                 program.apply(profiled, objects)
@@ -93,6 +104,35 @@ def run(
 PREDICTIONS: Final = ("prepare", "preflight")
 """Last stages before the weights are loaded. Another machine's profile is enough for them."""
 OPTIONS: Final = ("--claim", "--configmap", "--secret")
+
+
+MANIFESTS: Final = (".yaml", ".yml", ".json")
+
+
+def _manifests(
+    files: list[Path], model: str, gates: list[str], root: Path, *, serve: bool
+) -> tuple[list[Path], Sequence[str]]:
+    """The files with objects, and what was written to make them from a file of rows."""
+    rows = next((path for path in files if path.is_file() and path.suffix not in MANIFESTS), None)
+    if not model:
+        if rows is not None:
+            raise OperationError(
+                f"{rows} is a file of rows: name its base model, as in --model hf://ORG/NAME",
+                exit_code=ProgramExit.INVALID,
+            )
+        if gates:
+            raise OperationError(
+                "--gate belongs to --model and a file of rows; the gates of YAML files are in their"
+                " spec.evaluation.gates",
+                exit_code=ProgramExit.INVALID,
+            )
+        return files, ()
+    from finetune_client.quick_start import write_quick_start
+
+    if len(files) != 1:
+        raise OperationError("--model needs one file of rows", exit_code=ProgramExit.INVALID)
+    quick_start = write_quick_start(files[0], model, gates, serve=serve, root=root)
+    return [quick_start.manifest], quick_start.said
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,3 +352,46 @@ def test_a_lock_of_an_ended_program_does_not_count(machine: Machine) -> None:
     with Path(".finetune/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
     assert machine.run("--no-serve") == ProgramExit.DONE
+
+
+ROWS = "message,team\n" + "".join(f"Where is parcel {number}?,dispatch\n" for number in range(30))
+
+
+def test_a_file_of_rows_becomes_yaml_that_runs_and_the_same_command_trains_nothing_again(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tickets.csv").write_text(ROWS)
+    command = ("--model", "pvc://models/gemma-3-270m", "--gate", "exact_match >= 0.8", "--no-serve")
+    assert machine.run(*command, files=("tickets.csv",)) == ProgramExit.DONE
+    assert machine.stages == STAGES
+    printed = capsys.readouterr().out
+    assert "columns guessed by their names: prompt = message, completion = team" in printed
+    assert "wrote tickets.yaml: Dataset, FineTuneJob" in printed
+    source = machine.started[0].config.to_dict()
+    assert ROWS in [path.read_text() for path in (machine.folder / ".finetune").rglob("tickets.csv")]
+    assert "/mnt/" not in json.dumps(source)
+
+    assert machine.run(*command, files=("tickets.csv",)) == ProgramExit.DONE
+    assert machine.run("--no-serve", files=("tickets.yaml",)) == ProgramExit.DONE
+    assert machine.stages == STAGES
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (("tickets.csv",), (), "tickets.csv is a file of rows: name its base model"),
+        (FILES, ("--gate", "loss <= 1"), "--gate belongs to --model and a file of rows"),
+        (("tickets.csv", *FILES), ("--model", "hf://org/name"), "--model needs one file of rows"),
+    ],
+)
+def test_rows_and_yaml_are_told_apart(
+    machine: Machine,
+    files: tuple[str, ...],
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("tickets.csv").write_text(ROWS)
+    assert machine.run(*options, files=files) == ProgramExit.INVALID
+    assert message in capsys.readouterr().err
+    assert machine.stages == []
