@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that follow runs, on a real API server with an operator and fake pods."""
+"""The verbs that follow runs, as in docs/program.md, on a real API server with an operator and fake pods."""
 
 import json
 import shlex
