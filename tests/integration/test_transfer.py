@@ -312,7 +312,9 @@ def test_an_interrupted_upload_removes_its_pod(
     environment: object, api: Api, team: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     """No pod becomes ready here, so the program waits."""
-    command = [sys.executable, "-m", "finetune_client", "upload", str(rows(tmp_path)), "-n", team]
+    # A shell starts jobs in the background with SIGINT ignored, which processes inherit.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "finetune_client"]
+    command += ["upload", str(rows(tmp_path)), "-n", team]
     with subprocess.Popen(
         [*command, "--to", "pvc://artifacts"], stderr=subprocess.PIPE, text=True
     ) as program:
