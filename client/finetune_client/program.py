@@ -38,6 +38,8 @@ ENDPOINTS: Final = "Endpoints"
 VERBS: Final = (
     Verb("init", "init", FILES, "Write an example, or a copy of a run, to begin with."),
     Verb("check", "check", FILES, "Check rows as the cluster does."),
+    Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
     Verb("submit", "submitting", RUNS, "Apply manifests, and say what waits for what."),
     Verb("ls", "listing", RUNS, "List runs."),
     Verb("watch", "following", RUNS, "Show a run until it ends."),
@@ -55,8 +57,6 @@ VERBS: Final = (
     Verb("chat", "chat", ENDPOINTS, "Ask a served model, or two side by side."),
     Verb("upload", "transfer", FILES, "Bring rows or a base model into the cluster."),
     Verb("download", "transfer", FILES, "Fetch weights, reports and answers of a run."),
-    Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
-    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
 )
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}
 
