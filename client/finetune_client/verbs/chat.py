@@ -13,13 +13,12 @@ import yaml
 from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Backend
-from finetune_client.connection import connect
 from finetune_client.conversation import Conversation, Speaker
 from finetune_client.decisions import evaluated_checkpoint
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
+from finetune_client.verbs.options import Connect, connected
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
@@ -40,6 +39,7 @@ class ChatTarget:
     model: str
 
 
+@connected()
 def chat(
     name: Annotated[
         str,
@@ -77,10 +77,7 @@ def chat(
             metavar="KEY",
         ),
     ] = "",
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Ask a served model, or two side by side."""
     if question is None and not sys.stdin.isatty():
@@ -90,7 +87,7 @@ def chat(
     settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     settings = {field: value for field, value in settings.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
-    reached = _reached(name, key, lambda: connect(namespace, context, kubeconfig, local))
+    reached = _reached(name, key, connect)
     with reached as (route, default), route.client(MAX_RETRIES) as client:
         first = model or default or _first_model(client)
         asked = [each for each in (first, second) if each]

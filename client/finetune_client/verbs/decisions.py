@@ -8,11 +8,10 @@ import typer
 
 from finetune_client import decisions
 from finetune_client.backend import Backend, Object
-from finetune_client.connection import connect
 from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
+from finetune_client.verbs.options import Connect, connected
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
@@ -27,32 +26,29 @@ Why = Annotated[str, typer.Option("--reason", help="Reason, recorded in spec.app
 Run = Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")]
 
 
+@connected()
 def approve(
     name: CheckpointOrRun,
     *,
     reason: Why,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Approve a Checkpoint, which promotes it."""
-    _judge("Approved", name, reason, connect(namespace, context, kubeconfig, local))
+    _judge("Approved", name, reason, connect())
 
 
+@connected()
 def reject(
     name: CheckpointOrRun,
     *,
     reason: Why,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Reject a Checkpoint, which also withdraws its promotion."""
-    _judge("Rejected", name, reason, connect(namespace, context, kubeconfig, local))
+    _judge("Rejected", name, reason, connect())
 
 
+@connected()
 def rollback(
     endpoint: Annotated[str, typer.Argument(help="Name of the InferenceDeployment.", metavar="ENDPOINT")],
     *,
@@ -65,13 +61,10 @@ def rollback(
     reason: Annotated[
         str, typer.Option("--reason", help="Who decided, and why; recorded in a decision.", metavar="TEXT")
     ] = "",
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Abort a rollout, or return to the Checkpoints of an earlier revision."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     found = _get(backend, "InferenceDeployment", endpoint)
 
     def exists(checkpoint: str) -> bool:
@@ -82,17 +75,15 @@ def rollback(
     _make(backend, found, change)
 
 
+@connected()
 def cancel(
     name: Run,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """End a run for good."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     found = _get(backend, "FineTuneJob", name)
     change = decisions.cancel(FineTuneJob.model_validate(found))
     if change.spec:
@@ -102,30 +93,26 @@ def cancel(
     _make(backend, found, change)
 
 
+@connected()
 def suspend(
     name: Run,
     *,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Suspend a run: it frees its devices and can be resumed."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     found = _get(backend, "FineTuneJob", name)
     _make(backend, found, decisions.suspend(FineTuneJob.model_validate(found)))
 
 
+@connected()
 def resume(
     name: Run,
     *,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Resume a suspended run from its last saved state."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     found = _get(backend, "FineTuneJob", name)
     _make(backend, found, decisions.resume(FineTuneJob.model_validate(found)))
 

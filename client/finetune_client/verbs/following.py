@@ -9,13 +9,12 @@ import typer
 
 from finetune_client.backend import Backend
 from finetune_client.client import Client, find_checkpoint, read_run, wait_for
-from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.follow import Follower, RunStatus, StalledError, true_condition
 from finetune_client.outcome import WaitFor, default_goal, find_outcome
 from finetune_client.tables import console, printable
 from finetune_client.verbs.listing import complete_runs
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
+from finetune_client.verbs.options import Connect, connected
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -40,16 +39,14 @@ Timeout = Annotated[
 ]
 
 
+@connected()
 def watch(
     name: OptionalRunName = "",
     *,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Show stages, loss, prediction and what the run waits for until it ends."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     if not name:
         runs = Client(backend=backend).runs()
         if not runs:
@@ -62,19 +59,17 @@ def watch(
     watch_until(backend, name)
 
 
+@connected()
 def wait(
     name: RunName,
     *,
     for_: WaitGoal = None,
     timeout: Timeout = "",
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Wait until a run is promoted, ready or trained, or has failed."""
     limit = parse_duration(timeout) if timeout else None
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     goal = for_ or default_goal(read_run(backend, name))
     outcome = wait_for(backend, name, goal, limit)
     if outcome.exit_code is not ProgramExit.DONE:
@@ -82,6 +77,7 @@ def wait(
     print(outcome.message)
 
 
+@connected()
 def logs(
     name: RunName,
     *,
@@ -89,13 +85,10 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Wait for more lines until the run ends.")
     ] = False,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Print the logs of a run's pods in the order of its stages."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     read_run(backend, name)
     container = ""
     for line in backend.logs(name, stage, follow=follow):

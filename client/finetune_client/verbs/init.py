@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.templates import TEMPLATES, write_copy, write_template
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
+from finetune_client.verbs.options import Connect, connected
 
 DEFAULT = next(iter(TEMPLATES))
 
 
+@connected()
 def init(
     template: Annotated[
         str, typer.Argument(help=f"One of {', '.join(TEMPLATES)}.", metavar="[TEMPLATE]")
@@ -31,10 +31,7 @@ def init(
     name: Annotated[
         str | None, typer.Option(help="Name of the copy. Default: RUN-2.", metavar="NAME")
     ] = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Write an example with its rows, or a copy of a run, to change and run."""
     if list_:
@@ -47,7 +44,7 @@ def init(
             raise OperationError("--name needs --from RUN", exit_code=ProgramExit.INVALID)
         _from_template(template, folder or Path(template))
         return
-    run = connect(namespace, context, kubeconfig, local).get("FineTuneJob", from_)
+    run = connect().get("FineTuneJob", from_)
     if run is None:
         raise OperationError(f"FineTuneJob {from_} does not exist", exit_code=ProgramExit.INVALID)
     copied = name or f"{from_}-2"

@@ -13,19 +13,13 @@ from finetune_client.backend import Backend, Object
 from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
-from finetune_client.verbs.options import (
-    Context,
-    Kubeconfig,
-    Local,
-    Namespace,
-    Output,
-    OutputFormat,
-)
+from finetune_client.verbs.options import Connect, Namespace, Output, OutputFormat, connected
 
 KIND: Final = "FineTuneJob"
 COLUMN_SPACE: Final = 3
 
 
+@connected()
 def ls(
     *,
     all_namespaces: Annotated[
@@ -35,17 +29,15 @@ def ls(
         str, typer.Option("--selector", "-l", help="Only runs with these labels.", metavar="LABELS")
     ] = "",
     namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
     output: Output = None,
+    connect: Connect,
 ) -> None:
     """List runs with progress, loss, score and remaining time."""
     if all_namespaces and namespace:
         raise OperationError(
             "-A and -n exclude each other: leave one of them out", exit_code=ProgramExit.INVALID
         )
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     scope = "all namespaces" if all_namespaces else f"namespace {backend.namespace}"
     if output in (None, OutputFormat.WIDE, OutputFormat.NAME):
         tables = _tables(backend, selector, all_namespaces=all_namespaces)

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that verbs share."""
+"""Options that verbs share, and the backend that they select."""
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, get_type_hints
 
 import typer
+
+from finetune_client.backend import Backend
+from finetune_client.connection import connect
 
 
 class OutputFormat(StrEnum):
@@ -36,3 +42,44 @@ Local = Annotated[
 Output = Annotated[
     OutputFormat | None, typer.Option("--output", "-o", help="Format of the output, as in kubectl.")
 ]
+
+Connect = Callable[[], Backend]
+"""Opens the namespace of a cluster, or the folder of local runs, that the options select."""
+LOCAL: Final = "local"
+SELECTION: Final[dict[str, tuple[Any, Any]]] = {
+    "namespace": (Namespace, ""),
+    "context": (Context, ""),
+    "kubeconfig": (Kubeconfig, None),
+    LOCAL: (Local, None),
+}
+"""Annotation and default of each option that selects a backend."""
+
+
+def connected(*, local: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options that select a backend, in place of its parameter `connect`, a `Connect`.
+
+    Args:
+        local: whether the verb works with a folder of local runs too.
+    """
+    selection = {name: each for name, each in SELECTION.items() if local or name != LOCAL}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(verb, include_extras=True)
+        own = {name: each for name, each in inspect.signature(verb).parameters.items() if name != "connect"}
+
+        @wraps(verb)
+        def call(**values: Any) -> None:
+            selected = {name: values[name] for name in selection}
+            verb(**{name: values[name] for name in own}, connect=lambda: connect(**selected))
+
+        parameters = [each.replace(annotation=hints[name]) for name, each in own.items()]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in selection.items()
+            if name not in own
+        ]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        return call
+
+    return decorate

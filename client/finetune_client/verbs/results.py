@@ -12,18 +12,10 @@ import yaml
 
 from finetune_client.backend import Backend, Object
 from finetune_client.comparison import RunComparison
-from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
-from finetune_client.verbs.options import (
-    Context,
-    Kubeconfig,
-    Local,
-    Namespace,
-    Output,
-    OutputFormat,
-)
+from finetune_client.verbs.options import Connect, Output, OutputFormat, connected
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetune_job import FineTuneJob
 
@@ -32,6 +24,7 @@ MAX_NAMES: Final = 10
 """Runs that an error about a missing one lists."""
 
 
+@connected()
 def report(
     name: Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")],
     *,
@@ -40,13 +33,10 @@ def report(
         typer.Option("--open", help="Open the evaluation page, or else the training page, in a browser."),
     ] = False,
     output: Output = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Scores with intervals, gates, findings, prediction and cost of a run."""
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     job = _run(backend, name)
     found = backend.get("Dataset", job.spec.dataset.ref.name) if job.spec.dataset.ref is not None else None
     made = RunReport(job, Dataset.model_validate(found) if found is not None else None)
@@ -56,24 +46,23 @@ def report(
         _open(backend, made)
 
 
+@connected()
 def compare(
     names: Annotated[list[str], typer.Argument(help="Two or more FineTuneJobs.", metavar="A B…")],
     *,
     output: Output = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Runs side by side: the fields that differ, scores, verdicts and cost."""
     if len(dict.fromkeys(names)) < 2:
         raise OperationError("name at least two runs to compare", exit_code=ProgramExit.INVALID)
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     made = RunComparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
     if not _printed(made.to_json(), output):
         console().print(made.render())
 
 
+@connected()
 def plot(
     names: Annotated[list[str], typer.Argument(help="One or more FineTuneJobs.", metavar="NAME…")],
     *,
@@ -81,15 +70,12 @@ def plot(
         Path | None, typer.Option("--svg", help="Write an SVG file instead of drawing.", metavar="FILE")
     ] = None,
     output: Output = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Loss curves of runs, in the terminal or as an SVG file."""
     from finetune_client.curves import curve_of, draw, picture
 
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     screen = console()
 
     def on_unread(error: OperationError) -> None:

@@ -8,26 +8,24 @@ import typer
 
 from finetune_client.backend import Object
 from finetune_client.client import Client, Run, read_manifests
-from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
 from finetune_client.verbs.following import watch_until
-from finetune_client.verbs.options import Context, Kubeconfig, Namespace
+from finetune_client.verbs.options import Connect, connected
 
 
+@connected(local=False)
 def submit(
     files: Annotated[list[Path], typer.Argument(help="Files or folders with manifests.", metavar="FILE...")],
     *,
     wait: Annotated[
         bool, typer.Option("--wait", help="Show the run until it has ended; exit codes of `wait`.")
     ] = False,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
+    connect: Connect,
 ) -> None:
     """Apply manifests to the cluster by server-side apply, with the field manager `finetune`."""
     manifests = [manifest for file in files for manifest in read_manifests(file)]
-    backend = connect(namespace, context, kubeconfig)
+    backend = connect()
     _refuse_other_namespaces(manifests, backend.namespace)
     client = Client(backend=backend)
     runs: list[Run] = []

@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from finetune_client.cluster import ClusterBackend
-from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer.copying import AGAIN, Carrier, Patience, size_text
 from finetune_client.transfer.display import Display
 from finetune_client.transfer.results import Fetched, Part, What, fetch, find_parts
 from finetune_client.transfer.stores import Stores, Uploaded, bring
 from finetune_client.transfer.uploading import Upload, read_upload, total_size
-from finetune_client.verbs.options import Context, Kubeconfig, Local, Namespace
+from finetune_client.verbs.options import Connect, connected
 
 Image = Annotated[
     str | None,
@@ -25,6 +24,7 @@ Image = Annotated[
 ]
 
 
+@connected(local=False)
 def upload(
     path: Annotated[Path, typer.Argument(help="A file, or a folder of files.", metavar="FILE|FOLDER")],
     *,
@@ -44,9 +44,7 @@ def upload(
         ),
     ] = None,
     image: Image = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
+    connect: Connect,
 ) -> None:
     """Upload, and print the uri for a Dataset or a run."""
     with Display() as display:
@@ -54,7 +52,7 @@ def upload(
             found = read_upload(path, name, display.phase(f"reading {path.name}", total_size(path)))
             if found.left_out:
                 display.say(f"left out, because hidden or a linked folder: {', '.join(found.left_out)}")
-            backend = connect(namespace, context, kubeconfig)
+            backend = connect()
             if not isinstance(backend, ClusterBackend):
                 raise OperationError("upload needs a cluster: local runs read files where they are")
             uploaded = bring(backend, found, display, to=to, name=name, image=image)
@@ -77,6 +75,7 @@ def _next_step(found: Upload, uploaded: Uploaded) -> str:
     )
 
 
+@connected()
 def download(
     name: Annotated[
         str, typer.Argument(help="A run (FineTuneJob) or a Checkpoint.", metavar="RUN|CHECKPOINT")
@@ -94,14 +93,11 @@ def download(
         ),
     ] = "",
     image: Image = None,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = None,
-    local: Local = None,
+    connect: Connect,
 ) -> None:
     """Download weights, reports and answers, with their digests checked."""
     requested = _parts_of(what)
-    backend = connect(namespace, context, kubeconfig, local)
+    backend = connect()
     parts = find_parts(backend, name, requested)
     target = folder if folder is not None else Path(name)
     with Display() as display:

@@ -13,7 +13,7 @@ import yaml
 from finetune_client.errors import ProgramExit
 from finetune_client.program import main
 from finetune_client.templates import TEMPLATES, template_files
-from finetune_client.verbs import init as verb
+from finetune_client.verbs import options
 
 ROOT = Path(__file__).parents[3]
 
@@ -84,7 +84,7 @@ class OneRun:
 
 
 def test_a_run_is_copied_under_a_new_name_without_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "connect", lambda *_: OneRun())
+    monkeypatch.setattr(options, "connect", lambda **_: OneRun())
 
     assert run("--from", "old") == ProgramExit.DONE
     assert yaml.safe_load(Path("old-2.yaml").read_text()) == {

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.program import main
-from finetune_client.verbs import chat
+from finetune_client.verbs import chat, options
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from tests.unit.client.decidedobjects import MemoryBackend, golden, run_after
 from tests.unit.client.openaiserver import OpenAIServer, serving
@@ -79,7 +79,7 @@ def test_an_endpoint_of_local_runs_is_asked_at_its_own_url(
 ) -> None:
     with serving() as endpoint:
         backend = MemoryBackend(desk(url=endpoint.url))
-        monkeypatch.setattr(chat, "connect", lambda *_: backend)
+        monkeypatch.setattr(options, "connect", lambda **_: backend)
         assert end("chat", "desk", "Who?") == 0
     assert capsys.readouterr().out == "router\n answers\n"
 

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_client.errors import ProgramExit
 from finetune_client.program import main
-from finetune_client.verbs import decisions
+from finetune_client.verbs import options
 from tests.unit.client.decidedobjects import MemoryBackend, golden, run_after
 
 MADE = "tickets-v1-0b5e7-40-cccccccc"
@@ -36,7 +36,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def connect(*objects: Any) -> MemoryBackend:
         backend = MemoryBackend(*objects)
-        monkeypatch.setattr(decisions, "connect", lambda *_: backend)
+        monkeypatch.setattr(options, "connect", lambda **_: backend)
         return backend
 
     return connect

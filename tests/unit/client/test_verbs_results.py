@@ -11,7 +11,7 @@ import yaml
 
 from finetune_client.errors import ProgramExit
 from finetune_client.program import main
-from finetune_client.verbs import results
+from finetune_client.verbs import options
 from tests.mergepatch import merged
 from tests.unit.client.decidedobjects import MemoryBackend, golden, run_after
 
@@ -28,7 +28,7 @@ VETOED = run_after("run-is-vetoed")
 def backend(monkeypatch: pytest.MonkeyPatch) -> MemoryBackend:
     dataset = merged(golden("dataset", "Dataset/tickets"), {"status": {"warnings": ["row 5 has a secret"]}})
     made = MemoryBackend(VETOED, run_after("run-ends-promoted", name="tickets-v2"), MADE, dataset)
-    monkeypatch.setattr(results, "connect", lambda *_: made)
+    monkeypatch.setattr(options, "connect", lambda **_: made)
     return made
 
 
