@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where objects are: a namespace of a cluster, or a folder of local runs. Verbs work with both alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from finetune_client.errors import OperationError, ProgramExit
+
+MAX_NAMES: Final = 10
+"""Objects that an error about a missing one lists."""
 
 Object = dict[str, Any]
 """An object of the API server as JSON."""
@@ -48,3 +53,22 @@ class Backend(Protocol):
 
     def read(self, uri: str) -> bytes:
         """A file of the store, such as a page that a status names."""
+
+
+def read_object(backend: Backend, kind: str, name: str, commands: Sequence[str] = ()) -> Object:
+    """One object that exists.
+
+    Raises:
+        OperationError: it does not exist; the message lists others, and `commands` say where to look.
+    """
+    found = backend.get(kind, name)
+    if found is not None:
+        return found
+    names = sorted(each["metadata"]["name"] for each in backend.objects(kind))
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    raise OperationError(
+        f"{kind} {name} does not exist in namespace {backend.namespace}; there are:"
+        f" {', '.join(names[:MAX_NAMES]) or 'none'}{more}",
+        commands,
+        exit_code=ProgramExit.INVALID,
+    )

@@ -9,7 +9,7 @@ from typing import Final
 
 import yaml
 
-from finetune_client.backend import Backend, LogLine, Object
+from finetune_client.backend import Backend, LogLine, Object, read_object
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.outcome import Outcome, WaitFor, default_goal, find_outcome
 from finetune_operator.api.checkpoint import Checkpoint
@@ -204,15 +204,9 @@ def read_run(backend: Backend, name: str) -> FineTuneJob:
     """The run with this name.
 
     Raises:
-        OperationError: it does not exist; the message names the runs with a similar name.
+        OperationError: it does not exist; the message lists other runs.
     """
-    found = backend.get("FineTuneJob", name)
-    if found is None:
-        raise OperationError(
-            f"FineTuneJob {name} does not exist in namespace {backend.namespace}",
-            ["finetune ls: the runs of the namespace"],
-            exit_code=ProgramExit.INVALID,
-        )
+    found = read_object(backend, "FineTuneJob", name, ["finetune ls: the runs of the namespace"])
     return FineTuneJob.model_validate(found)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from finetune_client import decisions
-from finetune_client.backend import Backend, Object
+from finetune_client.backend import Backend, Object, read_object
 from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
@@ -65,7 +65,7 @@ def rollback(
 ) -> None:
     """Abort a rollout, or return to the Checkpoints of an earlier revision."""
     backend = connect()
-    found = _get(backend, "InferenceDeployment", endpoint)
+    found = read_object(backend, "InferenceDeployment", endpoint)
 
     def exists(checkpoint: str) -> bool:
         return backend.get("Checkpoint", checkpoint) is not None
@@ -84,7 +84,7 @@ def cancel(
 ) -> None:
     """End a run for good."""
     backend = connect()
-    found = _get(backend, "FineTuneJob", name)
+    found = read_object(backend, "FineTuneJob", name)
     change = decisions.cancel(FineTuneJob.model_validate(found))
     if change.spec:
         refuse_if_git_owns(change.kind, found, change.spec)
@@ -101,7 +101,7 @@ def suspend(
 ) -> None:
     """Suspend a run: it frees its devices and can be resumed."""
     backend = connect()
-    found = _get(backend, "FineTuneJob", name)
+    found = read_object(backend, "FineTuneJob", name)
     _make(backend, found, decisions.suspend(FineTuneJob.model_validate(found)))
 
 
@@ -113,7 +113,7 @@ def resume(
 ) -> None:
     """Resume a suspended run from its last saved state."""
     backend = connect()
-    found = _get(backend, "FineTuneJob", name)
+    found = read_object(backend, "FineTuneJob", name)
     _make(backend, found, decisions.resume(FineTuneJob.model_validate(found)))
 
 
@@ -132,7 +132,7 @@ def _judge(state: Literal["Approved", "Rejected"], name: str, reason: str, backe
                 exit_code=ProgramExit.INVALID,
             )
         name = decisions.evaluated_checkpoint(FineTuneJob.model_validate(job))
-        found = _get(backend, "Checkpoint", name)
+        found = read_object(backend, "Checkpoint", name)
     notes = []
     try:
         endpoints = [
@@ -145,18 +145,6 @@ def _judge(state: Literal["Approved", "Rejected"], name: str, reason: str, backe
     line = [Checkpoint.model_validate(each) for each in backend.objects("Checkpoint")]
     change = decisions.judge(state, Checkpoint.model_validate(found), reason, line, endpoints)
     _make(backend, found, change, notes)
-
-
-def _get(backend: Backend, kind: str, name: str) -> Object:
-    found = backend.get(kind, name)
-    if found is None:
-        names = sorted(each["metadata"]["name"] for each in backend.objects(kind))
-        shown = ", ".join(names[:10]) or "none"
-        raise OperationError(
-            f"{kind} {name} does not exist in namespace {backend.namespace}; there are: {shown}",
-            exit_code=ProgramExit.INVALID,
-        )
-    return found
 
 
 def _make(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finetune_client.backend import read_object
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.templates import TEMPLATES, write_copy, write_template
 from finetune_client.verbs.options import Connect, connected
@@ -44,9 +45,7 @@ def init(
             raise OperationError("--name needs --from RUN", exit_code=ProgramExit.INVALID)
         _from_template(template, folder or Path(template))
         return
-    run = connect().get("FineTuneJob", from_)
-    if run is None:
-        raise OperationError(f"FineTuneJob {from_} does not exist", exit_code=ProgramExit.INVALID)
+    run = read_object(connect(), "FineTuneJob", from_)
     copied = name or f"{from_}-2"
     file = Path(f"{copied}.yaml")
     write_copy(run, copied, file)

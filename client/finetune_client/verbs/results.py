@@ -11,17 +11,15 @@ import typer
 import yaml
 
 from finetune_client.backend import Backend, Object
+from finetune_client.client import read_run
 from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
 from finetune_client.verbs.options import Connect, Output, OutputFormat, connected
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.finetune_job import FineTuneJob
 
 PLOT_LINES: Final = 20
-MAX_NAMES: Final = 10
-"""Runs that an error about a missing one lists."""
 
 
 @connected()
@@ -37,7 +35,7 @@ def report(
 ) -> None:
     """Scores with intervals, gates, findings, prediction and cost of a run."""
     backend = connect()
-    job = _run(backend, name)
+    job = read_run(backend, name)
     found = backend.get("Dataset", job.spec.dataset.ref.name) if job.spec.dataset.ref is not None else None
     made = RunReport(job, Dataset.model_validate(found) if found is not None else None)
     if not _printed(made.to_json(), output):
@@ -57,7 +55,7 @@ def compare(
     if len(dict.fromkeys(names)) < 2:
         raise OperationError("name at least two runs to compare", exit_code=ProgramExit.INVALID)
     backend = connect()
-    made = RunComparison(tuple(_run(backend, name) for name in dict.fromkeys(names)))
+    made = RunComparison(tuple(read_run(backend, name) for name in dict.fromkeys(names)))
     if not _printed(made.to_json(), output):
         console().print(made.render())
 
@@ -82,7 +80,9 @@ def plot(
         typer.echo(f"{error}: the curve is that of a Checkpoint, with fewer points", err=True)
 
     curves = [
-        curve_of(_run(backend, name), backend.read, lambda each: backend.get("Checkpoint", each), on_unread)
+        curve_of(
+            read_run(backend, name), backend.read, lambda each: backend.get("Checkpoint", each), on_unread
+        )
         for name in dict.fromkeys(names)
     ]
     if _printed({"curves": [curve.to_json() for curve in curves]}, output):
@@ -96,19 +96,6 @@ def plot(
         return
     width = screen.width if screen.is_terminal else PLAIN_WIDTH
     print(draw(curves, width, PLOT_LINES, color=screen.color_system is not None and screen.is_terminal))
-
-
-def _run(backend: Backend, name: str) -> FineTuneJob:
-    found = backend.get("FineTuneJob", name)
-    if found is None:
-        names = sorted(each["metadata"]["name"] for each in backend.objects("FineTuneJob"))
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        raise OperationError(
-            f"FineTuneJob {name} does not exist in namespace {backend.namespace}; there are:"
-            f" {', '.join(names[:MAX_NAMES]) or 'none'}{more}",
-            exit_code=ProgramExit.INVALID,
-        )
-    return FineTuneJob.model_validate(found)
 
 
 def _printed(document: Object, output: OutputFormat | None) -> bool:

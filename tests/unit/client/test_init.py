@@ -71,6 +71,11 @@ def test_the_list_says_what_each_template_shows(capsys: pytest.CaptureFixture[st
 class OneRun:
     """A backend with one run."""
 
+    namespace = "team"
+
+    def objects(self, kind: str) -> list[dict[str, Any] | None]:
+        return [self.get(kind, "old")]
+
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         spec = {"modelLine": "tickets", "suspend": True}
         found = {
