@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from finetune_client.backend import Backend, LogLine, Object, read_object
 from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.offline.manifests import SUFFIXES, read_objects
 from finetune_client.outcome import Outcome, WaitFor, default_goal, find_outcome
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.crd import KINDS_BY_NAME
@@ -21,8 +20,6 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION
 
 POLL_SECONDS: Final = 1.0
-ORDER: Final = tuple(KINDS_BY_NAME)
-SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
 class Client:
@@ -249,18 +246,13 @@ def read_manifests(path: Path | str) -> list[Object]:
     """Objects of our kinds in a file or folder, those first that others refer to.
 
     Raises:
-        OperationError: it cannot be read, is no YAML, or has another object or none.
+        OperationError: it cannot be read, is not YAML, or has another object or none.
     """
     path = Path(path)
     files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES) if path.is_dir() else [path]
     manifests: list[Object] = []
     for file in files:
-        try:
-            documents = [each for each in yaml.safe_load_all(file.read_text()) if each is not None]
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            text = " ".join(str(error).split())
-            raise OperationError(f"{file}: {text}", exit_code=ProgramExit.INVALID) from error
-        for number, each in enumerate(documents, 1):
+        for number, each in enumerate(read_objects(file), 1):
             _check_manifest(f"{file}, object {number}", each, skips=path.is_dir(), manifests=manifests)
     if not manifests:
         raise OperationError(f"{path} has no objects of {API_VERSION}", exit_code=ProgramExit.INVALID)
@@ -268,16 +260,12 @@ def read_manifests(path: Path | str) -> list[Object]:
     return sorted(manifests, key=lambda manifest: runs_last.get(manifest["kind"], 1))
 
 
-def _check_manifest(where: str, found: object, *, skips: bool, manifests: list[Object]) -> None:
+def _check_manifest(where: str, found: Object, *, skips: bool, manifests: list[Object]) -> None:
     """Add an object to the manifests; of a folder, other objects are skipped."""
-    if (
-        not isinstance(found, dict)
-        or found.get("apiVersion") != API_VERSION
-        or found.get("kind") not in ORDER
-    ):
+    if found.get("apiVersion") != API_VERSION or found.get("kind") not in KINDS_BY_NAME:
         if skips:
             return
-        named = f"{found.get('apiVersion')} {found.get('kind')}" if isinstance(found, dict) else "no object"
+        named = f"{found.get('apiVersion')} {found.get('kind')}"
         raise OperationError(
             f"{where} is {named}, and finetune submits only the kinds of {API_VERSION}",
             ["kubectl apply -f FILE: for other objects"],

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.local.persistence import LOADER
+from finetune_client.offline.manifests import read_objects
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.plan import Manifest
@@ -51,10 +50,11 @@ def read_files(files: Sequence[Path]) -> Input:
         OperationError: a file cannot be read, is not YAML, or an object is not valid.
     """
     found = Input()
-    for path in _expanded(files, found):
-        for number, manifest in enumerate(_documents(path), 1):
+    paths = list(_expanded(files))
+    for path in paths:
+        for number, manifest in enumerate(read_objects(path), 1):
             _add(found, path, number, manifest)
-    for folder in dict.fromkeys(path.resolve().parent for path in _expanded(files, Input())):
+    for folder in dict.fromkeys(path.resolve().parent for path in paths):
         _generated(folder, found)
     if not found.of("FineTuneJob") and not found.of("Evaluation") and not found.of("InferenceDeployment"):
         raise _invalid(
@@ -64,7 +64,7 @@ def read_files(files: Sequence[Path]) -> Input:
     return found
 
 
-def _expanded(files: Iterable[Path], found: Input) -> Iterator[Path]:
+def _expanded(files: Iterable[Path]) -> Iterator[Path]:
     """The files, with the resources of a kustomization in place of its folder."""
     for path in files:
         if not path.is_dir():
@@ -75,28 +75,15 @@ def _expanded(files: Iterable[Path], found: Input) -> Iterator[Path]:
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
             continue
         for resource in kustomization.get("resources", ()):
-            yield from _expanded([path / resource], found)
+            yield from _expanded([path / resource])
 
 
 def _kustomization(folder: Path) -> Manifest | None:
     for name in KUSTOMIZATION:
         if (folder / name).is_file():
-            documents = _documents(folder / name)
+            documents = read_objects(folder / name)
             return documents[0] if documents else {}
     return None
-
-
-def _documents(path: Path) -> list[Manifest]:
-    try:
-        documents = [each for each in yaml.load_all(path.read_text(encoding="utf-8"), LOADER) if each]
-    except OSError as error:
-        raise _invalid(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _invalid(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    for each in documents:
-        if not isinstance(each, dict):
-            raise _invalid(f"{path}: a document is a {type(each).__name__}, not an object")
-    return documents
 
 
 def _add(found: Input, path: Path, number: int, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.findings import Finding, Located, Path, Severity, join_field
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -118,6 +119,32 @@ def read_manifests(source: ManifestFile) -> Iterator[WrittenObject | Located]:
             yield _unreadable(source, first_line, text, error.line, str(error))
         except yaml.YAMLError as error:
             yield _unreadable(source, first_line, text, 0, str(error))
+
+
+def read_objects(path: File) -> list[dict[str, Any]]:
+    """Objects of a file, with the values that kubectl would send.
+
+    Raises:
+        OperationError: the file, or a document of it, cannot be read, or is not an object.
+    """
+    try:
+        source = ManifestFile(str(path), read_text(path.read_bytes()))
+    except OSError as error:
+        raise OperationError(f"{path}: {error.strerror}", exit_code=ProgramExit.INVALID) from error
+    except ValueError as error:
+        raise OperationError(f"{path}: {error}", exit_code=ProgramExit.INVALID) from error
+    objects = []
+    for each in read_manifests(source):
+        if isinstance(each, Located):
+            raise OperationError(str(each), exit_code=ProgramExit.INVALID)
+        if not isinstance(each.value, dict):
+            line = each.lines[()]
+            raise OperationError(
+                f"{path}:{line}: a document is a {type(each.value).__name__}, not an object",
+                exit_code=ProgramExit.INVALID,
+            )
+        objects.append(each.value)
+    return objects
 
 
 def _unreadable(source: ManifestFile, first_line: int, text: str, line: int, problem: str) -> Located:

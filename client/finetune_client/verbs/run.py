@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Annotated, Any, Final, get_args
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,9 +29,10 @@ from finetune_client.local.files import (
 )
 from finetune_client.local.kubelet import VolumeFolders
 from finetune_client.local.machine_checks import check_memory, check_model, check_trainer
-from finetune_client.local.persistence import LOADER, ROOT, Folder
+from finetune_client.local.persistence import ROOT, Folder
 from finetune_client.local.profile import STORE, Machine, as_default, machine_profile, this_machine
 from finetune_client.local.session import RUNS, UNTIL, FailedRun, Session, Until, activity
+from finetune_client.offline.manifests import SUFFIXES, read_objects
 from finetune_operator.observe.pod_status import condition, has_condition
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -106,14 +106,11 @@ PREDICTIONS: Final = ("prepare", "preflight")
 OPTIONS: Final = ("--claim", "--configmap", "--secret")
 
 
-MANIFESTS: Final = (".yaml", ".yml", ".json")
-
-
 def _manifests(
     files: list[Path], model: str, gates: list[str], root: Path, *, serve: bool
 ) -> tuple[list[Path], Sequence[str]]:
     """The files with objects, and what was written to make them from a file of rows."""
-    rows = next((path for path in files if path.is_file() and path.suffix not in MANIFESTS), None)
+    rows = next((path for path in files if path.is_file() and path.suffix not in SUFFIXES), None)
     if not model:
         if rows is not None:
             raise OperationError(
@@ -157,11 +154,7 @@ def _until(text: str | None) -> Until | None:
 def _profile(path: Path | None, machine: Machine) -> Manifest:
     if path is None:
         return machine_profile(machine)
-    try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), LOADER))
-    except (OSError, yaml.YAMLError) as error:
-        raise OperationError(f"--profile {path}: {error}", exit_code=ProgramExit.INVALID) from error
-    profiles = [each for each in documents if isinstance(each, dict) and each.get("kind") == "ComputeProfile"]
+    profiles = [each for each in read_objects(path) if each.get("kind") == "ComputeProfile"]
     if len(profiles) != 1:
         raise OperationError(
             f"--profile {path}: {len(profiles)} ComputeProfiles; name a file with one",

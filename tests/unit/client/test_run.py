@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune_client.client import read_manifests
 from finetune_client.errors import ProgramExit
 from finetune_client.local import machine_checks, profile
 from finetune_client.local.backend import LocalBackend
@@ -395,3 +396,24 @@ def test_rows_and_yaml_are_told_apart(
     assert machine.run(*options, files=files) == ProgramExit.INVALID
     assert message in capsys.readouterr().err
     assert machine.stages == []
+
+
+def test_a_number_is_the_one_that_kubectl_would_send(machine: Machine) -> None:
+    file = Path("finetunejob.yaml")
+    file.write_text(
+        (EXAMPLE / "finetunejob.yaml").read_text().replace("learningRate: 0.001", "learningRate: 2e-4")
+    )
+    assert machine.run("--no-serve", files=(FILES[0], str(file))) == ProgramExit.DONE
+    stored = LocalBackend(Path(".finetune")).get("FineTuneJob", "ticket-routing")
+    assert stored is not None
+    (submitted,) = read_manifests(file)
+    for each in (stored, submitted):
+        assert each["spec"]["hyperparameters"]["learningRate"] == 2e-4
+
+
+def test_a_file_that_is_not_yaml_is_named_with_the_line(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.yaml").write_text("kind: Dataset\nspec:\n\tsources: []\n")
+    assert machine.run(files=("broken.yaml",)) == ProgramExit.INVALID
+    assert "broken.yaml:3: the YAML cannot be read: a tab in the indentation" in capsys.readouterr().err
