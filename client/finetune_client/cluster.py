@@ -11,12 +11,13 @@ from finetune_client.backend import LogLine, Object
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import API_VERSION
+from finetune_operator.observe.pod_status import has_condition, has_ended
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.vocabulary import Stage
 
 FIELD_MANAGER: Final = "finetune"
-ENDED: Final = frozenset({"Succeeded", "Failed"})
-"""Phases of pods that have ended."""
+END_STATES: Final = (ConditionType.READY, ConditionType.STALLED)
+"""States of a FineTuneJob that runs no further stage."""
 PAGE_ROWS: Final = 1000
 """Objects per page of a table; a row without its object has about 200 bytes."""
 FOLLOW_SECONDS: Final = 1.0
@@ -123,13 +124,13 @@ class ClusterBackend:
             if job is None:
                 raise OperationError(f"FineTuneJob {run} does not exist in namespace {self._namespace}")
             # The end of the run is read before its pods: pods of a run that has ended are all there.
-            ended = has_ended(job)
+            ended = any(has_condition(job, state, "True") for state in END_STATES)
             for pod in self._pods(job["metadata"]["uid"], stage):
                 name, phase = pod["metadata"]["name"], pod["status"].get("phase")
                 if name in shown or phase == "Pending":
                     continue
                 shown.add(name)
-                yield from self._pod_log(pod, follow=follow and phase not in ENDED)
+                yield from self._pod_log(pod, follow=follow and not has_ended(pod))
             if ended or not follow:
                 return
             time.sleep(FOLLOW_SECONDS)
@@ -172,10 +173,3 @@ class ClusterBackend:
         if answer is None:
             raise OperationError(f"{target} does not exist")
         return answer
-
-
-def has_ended(job: Object) -> bool:
-    """Whether a FineTuneJob will run no further stage: it succeeded or stalled."""
-    conditions = job.get("status", {}).get("conditions", ())
-    true = {each["type"] for each in conditions if each["status"] == "True"}
-    return bool(true & {ConditionType.READY, ConditionType.STALLED})

@@ -130,15 +130,20 @@ def _followers(checkpoint: Checkpoint, endpoints: Sequence[InferenceDeployment] 
     line = checkpoint.spec.model_line
     if endpoints is None:
         return (f"Endpoints that follow {line} take the champion.",)
-    names = sorted(
-        endpoint.name
-        for endpoint in endpoints
-        if any(model.follow and model.follow.model_line == line for model in endpoint.spec.models)
-    )
+    names = followers_of(line, endpoints)
     if not names:
         return (f"No endpoint follows {line}.",)
     return (
         f"Endpoints that follow {line} take the champion if it meets their minScores: {', '.join(names)}.",
+    )
+
+
+def followers_of(line: str, endpoints: Sequence[InferenceDeployment]) -> list[str]:
+    """Names of the endpoints with a model that follows this model line."""
+    return sorted(
+        endpoint.name
+        for endpoint in endpoints
+        if any(model.follow and model.follow.model_line == line for model in endpoint.spec.models)
     )
 
 

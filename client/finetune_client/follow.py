@@ -22,7 +22,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
-from finetune_operator.status.conditions import find_condition
+from finetune_operator.status.conditions import find_condition, present_state
 from finetune_operator.status.prediction import predicted_column, took_column
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.accelerators import gibibytes
@@ -36,13 +36,6 @@ STAGE_CONDITIONS: Final[tuple[tuple[str, ConditionType], ...]] = (
     ("evaluate", ConditionType.EVALUATED),
 )
 """Stages with the condition that is True when the stage is done."""
-ACTIVITY_CONDITIONS: Final = (
-    ConditionType.STALLED,
-    ConditionType.SUSPENDED,
-    ConditionType.RECONCILING,
-    ConditionType.READY,
-)
-"""The states of a run; the first one that is True is its present condition."""
 APPLY_TOLERANCE: Final = timedelta(seconds=5)
 """Objects that were applied together with the run may be older than it by at most this time."""
 
@@ -145,12 +138,10 @@ class RunStatus:
     @property
     def activity(self) -> str:
         """Reason and message of the run's present condition."""
-        for type_ in ACTIVITY_CONDITIONS:
-            condition = self.condition(type_)
-            if condition is not None:
-                text = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
-                return printable(text)
-        return "not reconciled yet"
+        state = present_state(self.job.status.conditions)
+        if state is None:
+            return "not reconciled yet"
+        return printable(f"{state.reason}: {state.message}" if state.message else state.reason)
 
     @property
     def figures(self) -> str:

@@ -3,14 +3,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from finetune_client.errors import ProgramExit
 from finetune_client.tables import printable
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Condition
-from finetune_operator.status.conditions import find_condition
+from finetune_operator.status.conditions import NOT_PASSED_REASONS, find_condition
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
@@ -23,10 +22,6 @@ class WaitFor(StrEnum):
     """The run has succeeded, with or without a promotion."""
     TRAINED = "trained"
     """Training has succeeded."""
-
-
-NOT_PASSED: Final = frozenset({Reason.GATE_FAILED, Reason.VETOED, Reason.EVALUATION_UNDECIDED})
-"""Reasons of a run that has weights, but may not promote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ def find_outcome(job: FineTuneJob, goal: WaitFor, checkpoint: Checkpoint | None 
     if goal is WaitFor.TRAINED and trained is not None:
         return ended(ProgramExit.DONE, trained, "is trained")
     if stalled is not None:
-        code = ProgramExit.GATES_FAILED if stalled.reason in NOT_PASSED else ProgramExit.FAILED
+        code = ProgramExit.GATES_FAILED if stalled.reason in NOT_PASSED_REASONS else ProgramExit.FAILED
         return ended(code, stalled, f"ended with {printable(stalled.reason)}")
     ready = true.get(ConditionType.READY)
     if ready is None:

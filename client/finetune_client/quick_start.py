@@ -18,7 +18,9 @@ import yaml
 
 from finetune_client.backend import Object
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.transfer.uploading import Upload, read_upload, store_path
+from finetune_client.local.persistence import ROOT
+from finetune_client.local.profile import STORE
+from finetune_client.transfer.uploading import Upload, object_name, read_upload, store_path
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRICS
 from finetune_trainer.contract.vocabulary import Subject
@@ -26,11 +28,6 @@ from finetune_trainer.data.column_guess import guess_columns
 from finetune_trainer.data.files import FileUnreadable, SourceFile, TooLarge
 from finetune_trainer.data.recipe import Recipe
 
-ROOT: Final = Path(".finetune")
-"""Folder of local runs."""
-STORE: Final = "artifacts"
-"""Claim of the default store."""
-MAX_NAME: Final = 40
 SCHEMES: Final = ("hf", "pvc", "s3", "gs", "abfs")
 BASE: Final = "Base"
 GATE: Final = re.compile(
@@ -147,8 +144,8 @@ def _object(kind: str, name: str, spec: Object) -> Object:
 
 def _name(rows: Path) -> str:
     """The name of the objects: that of the file in the form of Kubernetes."""
-    name = re.sub(r"[^a-z0-9]+", "-", rows.name.partition(".")[0].lower()).strip("-")[:MAX_NAME].strip("-")
-    return name if re.match("[a-z]", name) else f"rows-{name}".strip("-")[:MAX_NAME].strip("-")
+    name = object_name(rows.name)
+    return name if re.match("[a-z]", name) else object_name(f"rows-{name}")
 
 
 def _columns(rows: Path, source: Object) -> str | None:

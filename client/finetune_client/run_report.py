@@ -17,7 +17,7 @@ from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Condition, Model
 from finetune_operator.api.stage_status import LOST_CAUSES, RecordedCost
 from finetune_operator.reconcile.verdicts import few_rows_warning
-from finetune_operator.status.conditions import STATES
+from finetune_operator.status.conditions import present_state
 from finetune_operator.status.prediction import find_warning, predicted_column, took_column
 
 
@@ -41,8 +41,7 @@ class RunReport:
     @property
     def state(self) -> Condition | None:
         """The condition that says where the run is: how it ended, or what it does."""
-        conditions = self.job.status.conditions
-        return next((each for each in conditions if each.type in STATES and each.status == "True"), None)
+        return present_state(self.job.status.conditions)
 
     @property
     def findings(self) -> tuple[RunFinding, ...]:

@@ -13,6 +13,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_operator.status.conditions import CONTROLS
+from finetune_operator.status.progress import find_score
 from finetune_trainer.contract.vocabulary import Subject
 
 if TYPE_CHECKING:
@@ -94,12 +95,8 @@ def _short(digest: str) -> str:
     return f"{digest[:DIGEST_LENGTH]}…"
 
 
-def _find(scores: Sequence[Score], metric: str, subject: str) -> Score | None:
-    return next((score for score in scores if (score.metric, score.subject) == (metric, subject)), None)
-
-
 def _value(scores: Sequence[Score], metric: str, subject: str) -> str:
-    score = _find(scores, metric, subject)
+    score = find_score(scores, metric, subject)
     if score is None:
         return "-"
     if score.low is None or score.high is None:

@@ -12,8 +12,8 @@ from finetune_operator.api.pod_resources import CPU
 from finetune_operator.observe.pod_status import has_condition
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType
+from finetune_trainer.contract.accelerators import GIBIBYTE
 
-GIBIBYTE: Final = 1 << 30
 INSTALL: Final = "uv pip install --torch-backend auto 'finetune-operator[local]'"
 
 

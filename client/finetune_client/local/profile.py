@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL
+from finetune_operator.api.meta import API_VERSION
 from finetune_operator.api.pod_resources import CPU
 from finetune_operator.plan import Manifest
 
@@ -89,7 +90,7 @@ def machine_profile(machine: Machine) -> Manifest:
     resources = {"cpu": str(machine.cores), "memory": f"{machine.memory_bytes >> 20}Mi"}
     return as_default(
         {
-            "apiVersion": "finetune.dev/v1alpha1",
+            "apiVersion": API_VERSION,
             "kind": "ComputeProfile",
             "metadata": {"name": PROFILE},
             "spec": {

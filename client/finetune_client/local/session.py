@@ -18,6 +18,7 @@ from finetune_operator.api.labels import OWNER_NAME
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.observe.pod_status import condition, creation_time, has_condition, has_ended
 from finetune_operator.plan import Manifest
+from finetune_operator.status.conditions import NOT_PASSED_REASONS, STATES
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ExitCode
 
@@ -45,17 +46,8 @@ RECHECK_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 20.0
 """Seconds without a process and without a change after which a run counts as waiting in vain."""
 RUNS: Final = ("FineTuneJob", "Evaluation")
-ACTIVITY_CONDITIONS: Final = (
-    ConditionType.STALLED,
-    ConditionType.SUSPENDED,
-    ConditionType.RECONCILING,
-    ConditionType.READY,
-)
-"""The first one that is True is the present state of an object."""
 MUTABLE: Final = frozenset({"suspend", "cancel", "childrenTTLSeconds"})
 """Fields of a run's spec that may change."""
-RUN_FAILED: Final = (Reason.GATE_FAILED, Reason.EVALUATION_UNDECIDED, Reason.VETOED)
-"""Reasons of runs that ended without a promotion because of their scores."""
 BAD_INPUT: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
 
 
@@ -76,7 +68,7 @@ class FailedRun:
 
 def activity(manifest: Manifest) -> str:
     """Reason and message of an object's present condition; empty before its first pass."""
-    for type_ in ACTIVITY_CONDITIONS:
+    for type_ in STATES:
         found = condition(manifest, type_)
         if found is not None and found["status"] == "True":
             return f"{found['reason']}: {found.get('message', '')}"
@@ -245,7 +237,7 @@ class Session:
         if stalled is None:
             return None
         message = f"{stalled['reason']}: {stalled.get('message', '')}"
-        if stalled["reason"] in RUN_FAILED:
+        if stalled["reason"] in NOT_PASSED_REASONS:
             return FailedRun(ProgramExit.GATES_FAILED, message)
         pod = self._failed_pod(run)
         if pod is None:

@@ -28,7 +28,7 @@ from finetune_operator.manifests.labels import RUNNER, short_hash
 from finetune_operator.manifests.pod_entries import apply_pod_entries
 from finetune_operator.manifests.pod_security import container_security, pod_security
 from finetune_operator.observe.pod_startup import STARTING, container_trouble, scheduling_advice
-from finetune_operator.observe.pod_status import condition
+from finetune_operator.observe.pod_status import condition, has_ended
 from finetune_operator.stage_table import pod_names
 from finetune_trainer.contract.environment import STORE_MOUNT
 
@@ -263,8 +263,7 @@ def _remove_leftovers(backend: ClusterBackend, report: Report) -> None:
         "Pod", backend.namespace, f"{MANAGED_BY}={PROGRAM},{TRANSFER}={user_hash()}"
     ):
         process = pod["metadata"].get("annotations", {}).get(PROCESS, "")
-        has_ended = pod["status"].get("phase") in {"Succeeded", "Failed"}
-        if has_ended or not (process.isdigit() and _is_running(int(process))):
+        if has_ended(pod) or not (process.isdigit() and _is_running(int(process))):
             _remove(backend, pod["metadata"]["name"], report)
 
 
@@ -328,7 +327,7 @@ def _wait_until_ready(
         if ready is not None and ready["status"] == "True":
             return
         problem, is_final = start_problem(pod, claim)
-        if pod["status"].get("phase") in {"Succeeded", "Failed"}:
+        if has_ended(pod):
             problem, is_final = pod["status"].get("message") or "its container ended", True
         if is_final or time.monotonic() >= end:
             raise OperationError(

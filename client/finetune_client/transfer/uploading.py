@@ -28,6 +28,7 @@ MAX_CONFIGMAP_BYTES: Final = 900 * 1024
 """A ConfigMap holds 1 MiB, with its keys."""
 CONFIGMAP_RIGHTS: Final = (("create", "configmaps", ""), ("get", "configmaps", ""))
 MAX_NAME: Final = 100
+MAX_OBJECT_NAME: Final = 40
 UPLOADS: Final = "uploads"
 """Folder of a store with uploaded files: `uploads/<64 hex>/<name>`."""
 MODEL_FILE: Final = "config.json"
@@ -75,6 +76,12 @@ class Upload:
 def _safe(name: str) -> str:
     """A name with characters that URIs and keys allow."""
     return UNSAFE.sub("-", name).strip("-.") or "file"
+
+
+def object_name(file: str) -> str:
+    """The name of a file without its suffixes, in the form of Kubernetes; empty if nothing is left."""
+    name = re.sub(r"[^a-z0-9]+", "-", file.partition(".")[0].lower()).strip("-")
+    return name[:MAX_OBJECT_NAME].strip("-")
 
 
 def find_files(path: Path) -> tuple[dict[str, Path], list[str]]:
@@ -215,7 +222,7 @@ def build_configmap(upload: Upload, name: str | None) -> Object:
             f"--name {name} is not a valid name of a ConfigMap: use lower-case letters, digits and dashes",
             exit_code=ProgramExit.INVALID,
         )
-    stem = re.sub(r"[^a-z0-9]+", "-", upload.name.partition(".")[0].lower()).strip("-")[:40].strip("-")
+    stem = object_name(upload.name)
     manifest: Object = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -14,7 +14,7 @@ from openai import OpenAI, OpenAIError
 
 from finetune_client.backend import Backend
 from finetune_client.conversation import Conversation, Speaker
-from finetune_client.decisions import evaluated_checkpoint
+from finetune_client.decisions import evaluated_checkpoint, followers_of
 from finetune_client.endpoint import Endpoint, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
@@ -23,6 +23,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION
+from finetune_operator.status.conditions import present_state
 
 BASE: Final = "base"
 """Name under which an endpoint with adapters serves its base model."""
@@ -174,7 +175,7 @@ def _checkpoint(backend: Backend, name: str) -> Checkpoint:
 def _ready(endpoint: InferenceDeployment) -> InferenceDeployment:
     if endpoint.status.ready_replicas:
         return endpoint
-    state = next((each for each in endpoint.status.conditions if each.status == "True"), None)
+    state = present_state(endpoint.status.conditions)
     why = f"{state.reason}: {state.message}" if state is not None else "it was not reconciled yet"
     raise OperationError(
         f"InferenceDeployment {endpoint.name} has no ready replica: {printable(why)}",
@@ -185,11 +186,7 @@ def _ready(endpoint: InferenceDeployment) -> InferenceDeployment:
 def _unserved(checkpoint: Checkpoint, endpoints: list[InferenceDeployment]) -> OperationError:
     """Say how to serve a Checkpoint: by promotion where an endpoint follows its line, or by a pin."""
     line, namespace = checkpoint.spec.model_line, checkpoint.namespace
-    followers = [
-        endpoint.name
-        for endpoint in endpoints
-        if any(model.follow and model.follow.model_line == line for model in endpoint.spec.models)
-    ]
+    followers = followers_of(line, endpoints)
     commands = [
         f"finetune approve {checkpoint.name} -n {namespace} --reason TEXT  # {each} follows {line}"
         for each in followers[:1]

@@ -22,11 +22,12 @@ CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 """Control characters except tabs and line breaks, and those that change the direction of the text."""
 
 STATES: Final = (
-    ConditionType.READY,
-    ConditionType.RECONCILING,
     ConditionType.STALLED,
     ConditionType.SUSPENDED,
+    ConditionType.RECONCILING,
+    ConditionType.READY,
 )
+"""States of an object; the first one that is True is its present one."""
 
 
 class ConditionedStatus(Protocol):
@@ -63,6 +64,12 @@ def shorten(text: str, limit: int = MESSAGE_LIMIT) -> str:
 def find_condition(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:
     """The condition of this type, or None."""
     return next((condition for condition in conditions if condition.type == type_), None)
+
+
+def present_state(conditions: Iterable[Condition]) -> Condition | None:
+    """The condition of the present state, or None before the first pass."""
+    true = {condition.type: condition for condition in conditions if condition.status == "True"}
+    return next((true[state] for state in STATES if state in true), None)
 
 
 def is_true(conditions: Iterable[Condition], type_: ConditionType) -> bool:
@@ -126,6 +133,9 @@ def status_manifest(status: Model) -> Manifest:
 RESUMABLE_REASONS: Final = frozenset({Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})
 """Reasons of Stalled runs that can continue: with a release that implements the field, and after the limit is
 raised."""
+
+NOT_PASSED_REASONS: Final = frozenset({Reason.GATE_FAILED, Reason.VETOED, Reason.EVALUATION_UNDECIDED})
+"""Reasons of Stalled runs that have weights, and may not promote them."""
 
 
 def is_finished(job: Conditioned) -> bool:

@@ -5,6 +5,7 @@
 the scores of an evaluation as lines of text.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from finetune_operator.api.evaluation import EvaluationStatus, Score
@@ -108,7 +109,7 @@ def score_text(evaluation: EvaluationStatus | None) -> str | None:
     return f"{tuned.metric} {tuned.value:.2f}{base_text}"
 
 
-def find_score(scores: tuple[Score, ...], metric: str, subject: str) -> Score | None:
+def find_score(scores: Sequence[Score], metric: str, subject: str) -> Score | None:
     """The score of a metric for a subject, or None."""
     return next((score for score in scores if score.metric == metric and score.subject == subject), None)
 
