@@ -275,14 +275,18 @@ def refusal(status: int, data: bytes) -> OperationError:
     role = role_with(verb, resource)
     if role is None:
         return OperationError(f"{user} may not {verb} {resource}{where}: no role for people has this right")
-    scope = f"--namespace={place.group(1)}" if place else "--namespace=NAMESPACE"
     return OperationError(
         f"{user} may not {verb} {resource}{where}: the role {role} has this right (docs/tenants.md)",
-        [
-            "for an administrator of the namespace:",
-            f"kubectl create rolebinding NAME --clusterrole={role} --user={shlex.quote(user)} {scope}",
-        ],
+        grant(role, shlex.quote(user), place.group(1) if place else "NAMESPACE"),
     )
+
+
+def grant(role: str, user: str, namespace: str) -> list[str]:
+    """Commands with which an administrator gives a user a role in a namespace."""
+    return [
+        "for an administrator of the namespace:",
+        f"kubectl create rolebinding NAME --clusterrole={role} --user={user} --namespace={namespace}",
+    ]
 
 
 def _is_status(data: bytes) -> bool:

@@ -79,6 +79,11 @@ class Located:
         return {key: value for key, value in every.items() if value != ""}
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 file`, `1,200 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def join_field(path: Path) -> str:
     """A path as the API server writes it: `spec.gates[0].metric`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_client.offline.findings import Finding, Path, Severity, join_field
+from finetune_client.offline.findings import Finding, Path, Severity, counted, join_field
 from finetune_client.offline.regex import is_match
 from finetune_operator.api.crd import KINDS_BY_NAME, Schema, build_crd
 from finetune_operator.api.meta import API_VERSION
@@ -214,9 +214,9 @@ def _check_number(schema: Schema, value: float, path: Path) -> Iterator[SchemaFi
 
 def _check_list(schema: Schema, value: Sequence[Any], path: Path) -> Iterator[SchemaFinding]:
     if len(value) < schema.get("minItems", 0):
-        yield _error(path, f"must have at least {_count(schema['minItems'], 'item')}, and has {len(value)}")
+        yield _error(path, f"must have at least {counted(schema['minItems'], 'item')}, and has {len(value)}")
     if len(value) > schema.get("maxItems", len(value)):
-        text = f"must have at most {_count(schema['maxItems'], 'item')}, and has {len(value)}"
+        text = f"must have at most {counted(schema['maxItems'], 'item')}, and has {len(value)}"
         yield _error(path, text, hides_rules=True)
     keys = schema.get("x-kubernetes-list-map-keys", ())
     seen: list[Any] = []
@@ -243,7 +243,3 @@ def _check_object(schema: Schema, value: Mapping[str, Any], path: Path) -> Itera
         below = child_schema(schema, name)
         if below is not None and not (path == () and name in {"metadata", NOT_JUDGED}):
             yield from check_values(below, child, (*path, name))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

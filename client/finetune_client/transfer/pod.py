@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from finetune_client.access import Access
+from finetune_client.access import Access, grant
 from finetune_client.backend import Object
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
@@ -235,10 +235,7 @@ def check_rights(
             raise OperationError(
                 f"you may not {right} in namespace {namespace}, which {purpose} needs:"
                 " the role edit has this right (docs/tenants.md)",
-                [
-                    "for an administrator of the namespace:",
-                    f"kubectl create rolebinding NAME --clusterrole=edit --user=USER --namespace={namespace}",
-                ],
+                grant("edit", "USER", namespace),
             )
 
 

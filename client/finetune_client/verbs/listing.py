@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ls`: the runs of a namespace, or of all."""
 
-import json
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,7 +12,7 @@ from finetune_client.backend import Backend, Object
 from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
-from finetune_client.verbs.options import Connect, Namespace, Output, OutputFormat, connected
+from finetune_client.verbs.options import Connect, Namespace, Output, OutputFormat, connected, print_document
 
 KIND: Final = "FineTuneJob"
 COLUMN_SPACE: Final = 3
@@ -44,7 +43,7 @@ def ls(
         _print_tables(tables, output, scope, with_namespace=all_namespaces)
         return
     items = _objects(backend, selector, all_namespaces=all_namespaces)
-    _print_objects({"apiVersion": "v1", "kind": "List", "items": items}, as_json=output is OutputFormat.JSON)
+    print_document({"apiVersion": "v1", "kind": "List", "items": items}, output)
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -149,12 +148,3 @@ def _print_tables(
         "".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
         for row in table
     )
-
-
-def _print_objects(found: Object, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    import yaml
-
-    print(yaml.safe_dump(found, sort_keys=False, allow_unicode=False), end="")

@@ -2,6 +2,7 @@
 """Options that verbs share, and the backend that they select."""
 
 import inspect
+import json
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
-from finetune_client.backend import Backend
+from finetune_client.backend import Backend, Object
 from finetune_client.connection import connect
 
 
@@ -42,6 +43,20 @@ Local = Annotated[
 Output = Annotated[
     OutputFormat | None, typer.Option("--output", "-o", help="Format of the output, as in kubectl.")
 ]
+
+DOCUMENTS: Final = frozenset({OutputFormat.JSON, OutputFormat.YAML})
+"""Formats of documents for programs."""
+
+
+def print_document(document: Object, output: OutputFormat) -> None:
+    """Print a document in one of DOCUMENTS. Characters beyond ASCII are escaped: some control terminals."""
+    if output is OutputFormat.JSON:
+        print(json.dumps(document, indent=2))
+        return
+    import yaml
+
+    print(yaml.safe_dump(document, sort_keys=False), end="")
+
 
 Connect = Callable[[], Backend]
 """Opens the namespace of a cluster, or the folder of local runs, that the options select."""

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`report`, `compare`, `plot`: what runs achieved."""
 
-import json
 import tempfile
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-import yaml
 
 from finetune_client.backend import Backend, Object
 from finetune_client.client import read_run
@@ -16,7 +14,7 @@ from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
-from finetune_client.verbs.options import Connect, Output, OutputFormat, connected
+from finetune_client.verbs.options import DOCUMENTS, Connect, Output, OutputFormat, connected, print_document
 from finetune_operator.api.dataset import Dataset
 
 PLOT_LINES: Final = 20
@@ -106,15 +104,12 @@ def _printed(document: Object, output: OutputFormat | None) -> bool:
     """
     if output is None:
         return False
-    if output is OutputFormat.JSON:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif output is OutputFormat.YAML:
-        print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
-    else:
+    if output not in DOCUMENTS:
         raise OperationError(
             f"--output {output.value} is not supported here: write json or yaml",
             exit_code=ProgramExit.INVALID,
         )
+    print_document(document, output)
     return True
 
 

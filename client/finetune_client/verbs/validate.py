@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.offline.findings import Finding, Located, Severity
+from finetune_client.offline.findings import Finding, Located, Severity, counted
 from finetune_client.offline.manifests import (
     ManifestFile,
     WrittenObject,
@@ -162,10 +162,6 @@ def _print(output: str, found: Sequence[Located], counts: dict[str, int]) -> Non
         return
     for each in found:
         print(each)
-    verdict = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}" if errors or warnings else "valid"
-    others = f", {_count(counts['others'], 'other object')} not judged" if counts["others"] else ""
-    print(f"{_count(counts['judged'], 'object')} in {_count(counts['files'], 'file')}{others}: {verdict}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    verdict = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}" if errors or warnings else "valid"
+    others = f", {counted(counts['others'], 'other object')} not judged" if counts["others"] else ""
+    print(f"{counted(counts['judged'], 'object')} in {counted(counts['files'], 'file')}{others}: {verdict}")

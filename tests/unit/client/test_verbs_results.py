@@ -3,6 +3,7 @@
 
 import json
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,15 @@ def test_a_plot_goes_to_the_terminal_or_into_a_file(
     assert "tickets-v2 training" in file.read_text()
     assert end("plot", "tickets-v1", "--svg", str(tmp_path / "no" / "loss.svg")) == ProgramExit.FAILED
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("output", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_a_document_for_programs_does_not_control_the_terminal(
+    output: str, read: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {"message": "\x9b31m für \x1b[2J"}
+    options.print_document(document, options.OutputFormat(output))
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert "\x1b" not in printed
+    assert read(printed) == document
