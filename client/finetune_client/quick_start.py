@@ -188,7 +188,7 @@ def _gate(text: str) -> Object:
     metric, bound, gain = found["metric"], found["bound"], found["gain"]
     if metric not in METRICS:
         near = get_close_matches(metric, METRICS, 1)
-        raise _no_gate(text, f"{metric} is no metric{f'; did you mean {near[0]}' if near else ''}")
+        raise _no_gate(text, f"{metric} is not a metric{f'; did you mean {near[0]}' if near else ''}")
     is_min = found["sign"] in (">=", "≥")
     gate: Object = {"metric": metric}
     if bound[0].isalpha():
@@ -213,7 +213,7 @@ def _number(gate: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise _no_gate(gate, f"{text} is no number") from error
+        raise _no_gate(gate, f"{text} is not a number") from error
 
 
 def _no_gate(text: str, advice: str) -> OperationError:

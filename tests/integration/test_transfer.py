@@ -96,7 +96,7 @@ def environment(
 
 @pytest.fixture
 def node(api: Api, team: str) -> Iterator[list[Object]]:
-    """Reports the pods of the namespace as ready. Yields those that it saw."""
+    """Reports the pods of the namespace as ready. Yields the pods that it saw."""
     seen: list[Object] = []
     ended = threading.Event()
 

@@ -19,7 +19,7 @@ from finetune_client.transfer.copying import size_text
 from finetune_client.transfer.stored_files import OnBytes
 
 LINE_SECONDS: Final = 10.0
-"""Time between two lines where the output is no terminal."""
+"""Time between two lines when the output is not a terminal."""
 
 
 class Display:
@@ -57,7 +57,7 @@ class Display:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> OnBytes:
-        """Begin a phase of so many bytes; returns the function that counts them."""
+        """Begin a phase of `total` bytes, and return the function that counts them."""
         if not self._console.is_terminal:
             return _Lines(self.say, label, total, self._clock)
         task = self._bars.add_task(label, total=total)

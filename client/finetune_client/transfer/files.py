@@ -222,7 +222,7 @@ class _Connection:
         return line["answer"]
 
     def rest(self) -> None:
-        """The answer is complete; silence is no sign of a lost connection."""
+        """The answer is complete; silence does not mean a lost connection."""
         self._waiting = False
 
     def touched(self, chunks: Iterable[bytes]) -> Iterator[bytes]:

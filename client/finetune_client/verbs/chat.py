@@ -51,9 +51,7 @@ def chat(
     ],
     question: Annotated[
         str | None,
-        typer.Argument(
-            help="One question. Default: those that are typed, or standard input as one question."
-        ),
+        typer.Argument(help="One question. Default: typed questions, or standard input as one question."),
     ] = None,
     *,
     model: Annotated[

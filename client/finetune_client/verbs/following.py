@@ -135,7 +135,7 @@ def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `30m` or `2h`.
 
     Raises:
-        OperationError: it is no duration.
+        OperationError: it is not a duration.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if found is None:

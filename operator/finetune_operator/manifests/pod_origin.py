@@ -63,7 +63,7 @@ def find_changed_origin(existing: Manifest, new: Manifest, *, images_count: bool
     """What has changed since an object was created, if a new one would have other pods; else None.
 
     None also for objects without the annotations, and if only one of both has a profile. An upgrade of the
-    operator, which may change every template, is no change unless `images_count`.
+    operator, which may change every template, is not a change unless `images_count`.
     """
     old, wanted = _annotations(existing), _annotations(new)
     if TEMPLATE_DIGEST not in old or old[TEMPLATE_DIGEST] == wanted.get(TEMPLATE_DIGEST):

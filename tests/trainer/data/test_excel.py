@@ -252,7 +252,7 @@ def with_parts(parts: int, size: int) -> bytes:
 
 
 def bomb(name: str, size: int) -> bytes:
-    """A workbook with a part of so many spaces, which is small on disk."""
+    """A workbook with a part of this number of spaces, which is small on disk."""
     content = io.BytesIO(archive([HEAD]))
     piece = b" " * (1 << 20)
     with zipfile.ZipFile(content) as packed:

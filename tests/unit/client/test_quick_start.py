@@ -65,7 +65,7 @@ def test_a_gate_is_written_as_a_person_says_it(rows: Path, text: str, gate: dict
     [
         ("exact_match", "write it as 'exact_match >= 0.8'"),
         ("exact_mach >= 0.8", "did you mean exact_match"),
-        ("exact_match >= 0.8.1", "0.8.1 is no number"),
+        ("exact_match >= 0.8.1", "0.8.1 is not a number"),
         ("exact_match >= Best", "compare with one of Base, Prompted, Live"),
         ("exact_match >= Base - 0.1", "compare with one of Base"),
         ("loss <= Base + 0.1", "compare with one of Base"),

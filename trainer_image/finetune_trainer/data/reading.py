@@ -447,7 +447,7 @@ class FileSample:
 
 
 def read_sample(file: SourceFile, form: DataFormat | None) -> FileSample | None:
-    """The first records of a file that was not read before; None if it is no file of records.
+    """The first records of a file that was not read before; None if it is not a file of records.
 
     `form` is the forced format. Raises what SourceFile raises.
     """
