@@ -176,8 +176,8 @@ VERSIONS: Final = Crowd(
     {
         # Kopf's list has a page per 25 versions, and two other lists have one per 100; nothing is read per
         # version, or written.
-        "start": Ceilings(requests_per_second=60, writes=5, stall_seconds=0.25, peak_mebibytes=300),
-        CHANGED: Ceilings(requests_per_second=5, writes=2, stall_seconds=0.1, peak_mebibytes=300),
+        "start": Ceilings(requests=1800, writes=5, stall_seconds=0.25, peak_mebibytes=300),
+        CHANGED: Ceilings(requests=10, writes=2, stall_seconds=0.1, peak_mebibytes=300),
     },
     _Copied("DatasetVersion", _completed_dataset, _version_copy, _label_a_version, CHANGED).measure,
 )
@@ -186,9 +186,9 @@ BUDGET: Final = Crowd(
     "{size} runs that wait for a budget",
     1000,
     {
-        "start": Ceilings(requests_per_second=25, writes=5, stall_seconds=0.25, peak_mebibytes=300),
+        "start": Ceilings(requests=150, writes=5, stall_seconds=0.25, peak_mebibytes=300),
         # A run that starts writes a Job, statuses and events; those that wait write nothing.
-        ENDED: Ceilings(requests_per_second=20, writes=HOLDERS * 10, stall_seconds=0.1, peak_mebibytes=300),
+        ENDED: Ceilings(requests=HOLDERS * 20, writes=HOLDERS * 10, stall_seconds=0.1, peak_mebibytes=300),
     },
     _Copied("FineTuneJob", _waiting_run, _run_copy, _end_jobs, ENDED).measure,
 )

@@ -33,13 +33,14 @@ class Ceilings:
     """Bounds of a phase at the crowd's full size, stated before they were measured.
 
     Attributes:
-        requests_per_second: requests of the operator, in the mean of the phase.
-        writes: writes of the operator, with events.
+        requests: requests of the operator. No rate: in a phase that ends with its work, a faster operator or
+            machine has a higher one.
+        writes: those of the requests that write, with events.
         stall_seconds: longest time until a response of /healthz.
         peak_mebibytes: maximum resident memory of the process since its start.
     """
 
-    requests_per_second: float
+    requests: float
     writes: float
     stall_seconds: float
     peak_mebibytes: float
@@ -49,7 +50,7 @@ class Ceilings:
 class PhaseFigures:
     """What was measured in a phase; the first four figures are those of `Ceilings`."""
 
-    requests_per_second: float
+    requests: float
     writes: float
     stall_seconds: float
     peak_mebibytes: float
@@ -157,7 +158,7 @@ class Watched:
         stall_seconds = await self._probe.longest(since=began)
         ledger.read()
         self._stage.phases[name] = PhaseFigures(
-            requests_per_second=ledger.requests.of(OPERATOR) / seconds,
+            requests=ledger.requests.of(OPERATOR),
             writes=ledger.operator_writes,
             stall_seconds=stall_seconds,
             peak_mebibytes=peak_bytes(self.process.pid) / MEBIBYTE,
@@ -211,15 +212,14 @@ class Crowd:
         if missing:
             raise BenchError(f"{self.name} did not measure {', '.join(sorted(missing))}")
         rows: dict[str, Callable[[PhaseFigures, Ceilings], str]] = {
-            "requests per second": lambda found, most: (
-                f"{found.requests_per_second:.2f} (≤ {most.requests_per_second:g})"
-            ),
+            "requests": lambda found, most: f"{found.requests:,} (≤ {most.requests:,})",
             "writes": lambda found, most: f"{found.writes:,} (≤ {most.writes:,})",
             "longest response time of /healthz, ms": lambda found, most: (
                 f"{found.stall_seconds * 1000:.0f} (≤ {most.stall_seconds * 1000:g})"
             ),
             "peak memory, MiB": lambda found, most: f"{found.peak_mebibytes:.0f} (≤ {most.peak_mebibytes:g})",
             "duration, s": lambda found, _: f"{found.seconds:.1f}",
+            "requests per second": lambda found, _: f"{found.requests / found.seconds:.2f}",
             "lists": lambda found, _: f"{found.lists:,}",
             "processor time, s": lambda found, _: f"{found.processor_seconds:.1f}",
         }

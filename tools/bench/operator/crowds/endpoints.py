@@ -190,14 +190,12 @@ ENDPOINTS: Final = Crowd(
     "{size} endpoints that follow one model line",
     1000,
     {
-        "created": Ceilings(requests_per_second=150, writes=25000, stall_seconds=0.25, peak_mebibytes=400),
-        "start": Ceilings(requests_per_second=30, writes=10, stall_seconds=0.25, peak_mebibytes=300),
-        "idle": Ceilings(requests_per_second=4, writes=10, stall_seconds=0.25, peak_mebibytes=300),
-        "scraped": Ceilings(requests_per_second=6, writes=10, stall_seconds=0.25, peak_mebibytes=300),
-        "profile edited": Ceilings(requests_per_second=30, writes=10, stall_seconds=0.25, peak_mebibytes=300),
-        "new champion": Ceilings(
-            requests_per_second=150, writes=25000, stall_seconds=0.25, peak_mebibytes=400
-        ),
+        "created": Ceilings(requests=26000, writes=25000, stall_seconds=0.25, peak_mebibytes=400),
+        "start": Ceilings(requests=500, writes=10, stall_seconds=0.25, peak_mebibytes=300),
+        "idle": Ceilings(requests=360, writes=10, stall_seconds=0.25, peak_mebibytes=300),
+        "scraped": Ceilings(requests=120, writes=10, stall_seconds=0.25, peak_mebibytes=300),
+        "profile edited": Ceilings(requests=60, writes=10, stall_seconds=0.25, peak_mebibytes=300),
+        "new champion": Ceilings(requests=26000, writes=25000, stall_seconds=0.25, peak_mebibytes=400),
     },
     _measure,
 )

@@ -142,8 +142,8 @@ QUEUED: Final = Crowd(
     "{size} Jobs that wait in one LocalQueue",
     5000,
     {
-        "queued": Ceilings(requests_per_second=150, writes=40000, stall_seconds=0.25, peak_mebibytes=400),
-        "waiting": Ceilings(requests_per_second=5, writes=500, stall_seconds=0.25, peak_mebibytes=400),
+        "queued": Ceilings(requests=41000, writes=40000, stall_seconds=0.25, peak_mebibytes=400),
+        "waiting": Ceilings(requests=450, writes=500, stall_seconds=0.25, peak_mebibytes=400),
     },
     _measure_queued,
 )
@@ -174,8 +174,8 @@ REFUSED: Final = Crowd(
     "{size} Jobs in one namespace that a quota refuses",
     1000,
     {
-        "refused": Ceilings(requests_per_second=100, writes=10000, stall_seconds=0.25, peak_mebibytes=250),
-        "waiting": Ceilings(requests_per_second=3, writes=100, stall_seconds=0.25, peak_mebibytes=250),
+        "refused": Ceilings(requests=11000, writes=10000, stall_seconds=0.25, peak_mebibytes=250),
+        "waiting": Ceilings(requests=270, writes=100, stall_seconds=0.25, peak_mebibytes=250),
     },
     _measure_refused,
 )
