@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training methods by one word, for tests that compare methods."""
 
+from collections.abc import Iterable
 from typing import Any, Final
+
+import pytest
 
 from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, METHODS, TYPES, Method, RequestedMethod
 
@@ -23,3 +26,15 @@ def method_of(name: str, **settings: Any) -> Method:
 def requested(method: Method) -> RequestedMethod:
     """The request of a user for the settings that were given to the method."""
     return RequestedMethod.model_validate(method.model_dump(exclude_unset=True))
+
+
+def sampled(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """Parameters of a test: these cases, of which `make test` runs the quick ones and `make test-full` all.
+
+    Raises:
+        ValueError: a quick case is none of the cases.
+    """
+    every = list(cases)
+    if unknown := [each for each in quick if each not in every]:
+        raise ValueError(f"{unknown} are not among {every}")
+    return [pytest.param(each, marks=() if each in quick else pytest.mark.full) for each in every]

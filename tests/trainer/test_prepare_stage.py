@@ -143,8 +143,8 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(
 
     assert preparation.rows(result, "train") == rows
     assert caplog.records[0].getMessage() == (
-        "skipped files without a supported extension (.csv .json .jsonl .ndjson .parquet .tsv .xlsx, compressed:"
-        " .gz .zst): README.md"
+        "skipped files without a supported extension (.csv .json .jsonl .ndjson .parquet .tsv .xlsx,"
+        " compressed: .gz .zst): README.md"
     )
 
 

@@ -32,7 +32,7 @@ from finetune_trainer.train.learning_curve import (
 )
 from finetune_trainer.train.learning_curve_plan import subset_indices, subset_size
 from finetune_trainer.train.states.restarts import MAX_STARTS_WITHOUT_PROGRESS, STARTS_FILE
-from tests.methods import method_of
+from tests.methods import method_of, sampled
 from tests.trainer import test_train_preference as preference
 from tests.trainer.interruptions import Interruption
 from tests.trainer.test_train_distributed import Pods, pods
@@ -79,7 +79,7 @@ def stopped(bench: Workbench, config: TrainConfig, step: int) -> None:
         bench.train(config, Sheet(stop_at=frozenset({step})))
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full", "DPO", "KTO", "ORPO"])
+@pytest.mark.parametrize("method", sampled(["LoRA", "Full", "DPO", "KTO", "ORPO"], "LoRA", "DPO"))
 def test_each_share_has_a_point_and_the_run_is_as_without_a_curve(bench: Workbench, method: str) -> None:
     other = elsewhere(bench, "plain")
     config = curve_config(bench, method)
@@ -111,7 +111,7 @@ def test_weights_of_the_subsets_are_no_checkpoints_and_are_deleted(bench: Workbe
     assert not [path for path in left if path.suffix == ".safetensors"]
 
 
-@pytest.mark.parametrize("step", [3, 7, 8, 10, 11], ids="step {}".format)
+@pytest.mark.parametrize("step", sampled([3, 7, 8, 10, 11], 3, 8), ids="step {}".format)
 def test_a_stopped_curve_continues_and_trains_no_subset_twice(bench: Workbench, step: int) -> None:
     """Steps up to 6 are those of the run, then two of the first subset, then four of the second."""
     other = elsewhere(bench, "straight")

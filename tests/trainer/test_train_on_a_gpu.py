@@ -19,7 +19,7 @@ from finetune_trainer.contract.method import LoRA, Method, can_shard
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train.callbacks import Divergence
 from finetune_trainer.train.trainer import training_arguments
-from tests.methods import name_of
+from tests.methods import name_of, sampled
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import on_the_path_of_a_gpu, take_the_path_of_a_gpu, tiny_in_bfloat16
 from tests.trainer.test_train_distributed import Pods, pods
@@ -147,15 +147,13 @@ def test_every_kind_of_run_trains_validates_and_publishes(
         two_train_as_one(tmp_path, kind, sharded=place == PLACES[2], gradient_checkpointing=checkpointing)
 
 
-@pytest.mark.parametrize(
-    "kind", ["LoRA", *(pytest.param(each, marks=pytest.mark.full) for each in ("DoRA", "QLoRA", "Full"))]
-)
+@pytest.mark.parametrize("kind", sampled(["LoRA", "DoRA", "QLoRA", "Full"], "LoRA"))
 def test_a_run_without_a_token_budget_learns_and_goes_on_exactly(tmp_path: Path, kind: str) -> None:
     """Its device's memory is not known, so batches have a number of rows."""
     learns_and_goes_on_exactly(tmp_path, kind, max_batch_tokens=None)
 
 
-@pytest.mark.parametrize("kind", ["Full", pytest.param("LoRA", marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", sampled(["Full", "LoRA"], "Full"))
 def test_a_run_whose_gpu_has_no_kernel_for_packed_rows_pads_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:

@@ -26,6 +26,7 @@ from finetune_trainer.tokens.encoding import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.model_setup import trainable_model
 from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
+from tests.methods import sampled
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer
@@ -101,7 +102,7 @@ def test_a_run_stopped_in_and_between_epochs_ends_with_the_same_weights(
     assert bench.train(config) == undisturbed(config).model_copy(update={"restarts": 3})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, "DPO"))
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
@@ -115,7 +116,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     assert result == undisturbed(config).model_copy(update={"restarts": 1})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, "KTO"))
 def test_gradient_checkpointing_changes_nothing(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
@@ -124,7 +125,7 @@ def test_gradient_checkpointing_changes_nothing(
     assert checkpointed == undisturbed(config_for(bench, method))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, "ORPO"))
 def test_a_split_of_a_steps_rows_changes_nothing(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
@@ -257,9 +258,7 @@ def test_what_is_published_is_a_plain_adapter_without_the_reference(bench: Workb
     assert not [name for name in plain if "ref" in name]
 
 
-@pytest.mark.parametrize(
-    "method", ["DPO", *(pytest.param(name, marks=pytest.mark.full) for name in ("KTO", "ORPO"))]
-)
+@pytest.mark.parametrize("method", sampled(METHODS, "DPO"))
 def test_nothing_is_written_outside_the_store_and_nothing_is_asked_over_the_network(
     bench: Workbench, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

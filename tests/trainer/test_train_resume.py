@@ -12,6 +12,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.runtime.termination import Preempted
+from tests.methods import sampled
 from tests.trainer.processes import start
 from tests.trainer.test_train_early import CONTRADICTIONS
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
@@ -75,7 +76,7 @@ def test_a_run_stopped_at_every_step_ends_with_the_same_result(
     assert bench.train(config) == expected.model_copy(update={"restarts": expected.steps})
 
 
-@pytest.mark.parametrize("method", ["rsLoRA", "DoRA", "QLoRA"])
+@pytest.mark.parametrize("method", sampled(["rsLoRA", "DoRA", "QLoRA"], "QLoRA"))
 def test_a_run_of_each_method_that_is_stopped_ends_with_the_same_weights(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
