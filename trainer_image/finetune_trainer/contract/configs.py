@@ -142,7 +142,7 @@ class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
     not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {
-        *("judges", "mfu", "metrics", "options", "sliceBy", "maxRunSeconds"),
+        *("judges", "mfu", "metrics", "options", "sliceBy", "maxRunSeconds", "hostMemoryBytes"),
     }
 
     stage: Literal["preflight"] = "preflight"
@@ -176,6 +176,9 @@ class PreflightConfig(StageConfig):
     """Processes per pod, one per accelerator."""
     device: DeviceFacts | None = None
     """Facts about the devices of train; None if nothing about them is known."""
+    host_memory_bytes: int | None = None
+    """Memory of a train pod whose devices are CPU cores, in bytes; None for other devices, or if the pod gets
+    what is predicted."""
     on_predicted_out_of_memory: OnPredictedOutOfMemory = "Refuse"
     """Whether the stage fails if the prediction says that train cannot fit the device."""
     sharding: Sharding = "Auto"
