@@ -68,6 +68,23 @@ def test_each_container_sees_folders_in_place_of_its_mounts(machine: Machine) ->
     assert config["store"]["path"] == str(machine.folder / ".finetune" / "claims" / "artifacts")
 
 
+def test_a_text_that_begins_with_a_mount_path_is_not_changed(machine: Machine) -> None:
+    dataset, finetunejob, _ = FILES
+    manifest = yaml.safe_load(Path(finetunejob).read_text())
+    text = "/mnt/store/teams.md has the rules: name the team that must handle the message."
+    manifest["spec"]["evaluation"]["prompted"]["systemPrompt"] = text
+    changed = machine.folder / "finetunejob.yaml"
+    changed.write_text(yaml.safe_dump(manifest))
+    shutil.copy(EXAMPLE / "kustomization.yaml", machine.folder)
+    shutil.copytree(EXAMPLE / "data", machine.folder / "data")
+    shutil.copy(dataset, machine.folder / "dataset.yaml")
+
+    machine.run("--no-serve", files=("dataset.yaml", "finetunejob.yaml"))
+
+    config = json.loads(machine.started[-1].launch.config.read_text())
+    assert (config["stage"], config["prompted"]["systemPrompt"]) == ("evaluate", text)
+
+
 def test_failed_gates_have_an_exit_code_and_nothing_is_served(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
