@@ -55,12 +55,14 @@ class LocalBackend:
             return self._replace(cluster, {**existing, "spec": manifest["spec"]})
 
     def patch(self, kind: str, name: str, patch: Object) -> Object:
-        """Change an object by a JSON merge patch."""
+        """Change an object by a JSON merge patch, and reconcile it. What needs a process waits for a run."""
         with self._folder.locked():
             cluster = StoredCluster(self._folder)
             if (kind, name) not in cluster.objects:
                 raise OperationError(f"{kind} {name} does not exist in {self._folder.root}")
-            return self._replace(cluster, merged(cluster.objects[kind, name], patch))
+            self._replace(cluster, merged(cluster.objects[kind, name], patch))
+            cluster.settle()
+            return cluster.objects[kind, name]
 
     def _replace(self, cluster: StoredCluster, manifest: Manifest) -> Object:
         """Store a changed object; the definitions of its kind accept it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from finetune_client.local.backend import LocalBackend
 from finetune_client.local.kubelet import free_port
 from finetune_client.local.persistence import Folder
 from finetune_client.local.session import Session
+from finetune_client.program import main
 from finetune_trainer.contract.environment import SERVE_PORT
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from tests.unit.client.localprocesses import (
@@ -68,21 +70,56 @@ def test_each_container_sees_folders_in_place_of_its_mounts(machine: Machine) ->
     assert config["store"]["path"] == str(machine.folder / ".finetune" / "claims" / "artifacts")
 
 
-def test_a_text_that_begins_with_a_mount_path_is_not_changed(machine: Machine) -> None:
-    dataset, finetunejob, _ = FILES
-    manifest = yaml.safe_load(Path(finetunejob).read_text())
-    text = "/mnt/store/teams.md has the rules: name the team that must handle the message."
-    manifest["spec"]["evaluation"]["prompted"]["systemPrompt"] = text
-    changed = machine.folder / "finetunejob.yaml"
-    changed.write_text(yaml.safe_dump(manifest))
-    shutil.copy(EXAMPLE / "kustomization.yaml", machine.folder)
+def changed_example(machine: Machine, change: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+    """The files of the example without its endpoint, with a changed spec of the run, in the folder."""
+    for name in ("kustomization.yaml", "dataset.yaml"):
+        shutil.copy(EXAMPLE / name, machine.folder)
     shutil.copytree(EXAMPLE / "data", machine.folder / "data")
-    shutil.copy(dataset, machine.folder / "dataset.yaml")
+    manifest = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())
+    change(manifest["spec"])
+    (machine.folder / "finetunejob.yaml").write_text(yaml.safe_dump(manifest))
+    return "dataset.yaml", "finetunejob.yaml"
 
-    machine.run("--no-serve", files=("dataset.yaml", "finetunejob.yaml"))
+
+def test_a_text_that_begins_with_a_mount_path_is_not_changed(machine: Machine) -> None:
+    text = "/mnt/store/teams.md has the rules: name the team that must handle the message."
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["evaluation"]["prompted"]["systemPrompt"] = text
+
+    machine.run("--no-serve", files=changed_example(machine, change))
 
     config = json.loads(machine.started[-1].launch.config.read_text())
     assert (config["stage"], config["prompted"]["systemPrompt"]) == ("evaluate", text)
+
+
+def test_an_approval_and_a_rejection_are_effective_at_once(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        spec["promotion"]["mode"] = "Manual"
+
+    files = changed_example(machine, change)
+    assert machine.run("--no-serve", files=files) == ProgramExit.DONE
+    assert "AwaitingApproval" in capsys.readouterr().out
+
+    def finetune(*arguments: str) -> None:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--local", ".finetune"])
+        assert end.value.code == 0
+
+    def promoted() -> tuple[str, str]:
+        (checkpoint,) = LocalBackend().objects("Checkpoint")
+        found = {each["type"]: each for each in checkpoint["status"]["conditions"]}["Promoted"]
+        return found["status"], found["reason"]
+
+    finetune("approve", "ticket-routing", "--reason", "read 50 answers")
+    assert promoted() == ("True", "Promoted")
+    finetune("wait", "ticket-routing", "--timeout", "1s")
+    assert "is promoted" in capsys.readouterr().out
+    finetune("reject", "ticket-routing", "--reason", "wrong team names")
+    assert promoted() == ("False", "Rejected")
+    assert machine.stages == STAGES
 
 
 def test_failed_gates_have_an_exit_code_and_nothing_is_served(
