@@ -360,22 +360,22 @@ def require_digest(config: ModelConfig, found: Manifest) -> None:
     BASE_MODEL_DIGEST_MISMATCH if it is not that of the config or that of the parent's base model;
     BASE_MODEL_MISMATCH if the run names another base model than the parent's.
     """
-    uri, expected, parent = config.base_model_uri, config.base_model_digest, config.parent
+    uri, expected = config.base_model_uri, config.base_model_digest
     if expected is None or expected == found.digest:
         return
-    if parent is not None and config.base_model_named:
+    if config.parent is not None and config.base_model_named:
         raise StageFailure(
             FailureReason.BASE_MODEL_MISMATCH,
-            f"baseModel.uri {uri}: its digest is {found.digest}, but champion {parent.name} was trained from"
-            f" {expected}; create a FineTuneJob without baseModel.uri to continue from the champion, or"
-            " without baseModel.champion to start from this base model",
+            f"baseModel.uri {uri}: its digest is {found.digest}, but champion {config.parent.name} was"
+            f" trained from {expected}; create a FineTuneJob without baseModel.uri to continue from the"
+            " champion, or without baseModel.champion to start from this base model",
         )
-    if parent is not None:
+    if config.parent is not None:
         raise StageFailure(
             FailureReason.BASE_MODEL_DIGEST_MISMATCH,
-            f"baseModel {uri}: its digest is {found.digest}, but Checkpoint {parent.name} was trained from"
-            f" {expected}, which the store no longer has; restore the files, or create a FineTuneJob with"
-            " baseModel.uri that starts from the new files",
+            f"baseModel {uri}: its digest is {found.digest}, but Checkpoint {config.parent.name} was trained"
+            f" from {expected}, which the store no longer has; restore the files, or create a FineTuneJob"
+            " with baseModel.uri that starts from the new files",
         )
     raise StageFailure(
         FailureReason.BASE_MODEL_DIGEST_MISMATCH,

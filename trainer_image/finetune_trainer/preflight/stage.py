@@ -109,10 +109,9 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             scope = ScopeSource(test_rows.parent, config.test_split, tokenizer, config.chat_template_kwargs)
             scope.find(config.metrics, config.options)
             read_back = check_read_back(uri, rows.paths, tokenizer, config.chat_template_kwargs)
-        if config.parent is not None and config.base_model_digest is not None:
-            adapter = continued_lora(
-                config.parent, config.base_model_digest, config.method.lora, model, context
-            )
+        if config.parent is not None:
+            recorded = config.base_model_digest or ""
+            adapter = continued_lora(config.parent, recorded, config.method.lora, model, context)
             if adapter is not None:
                 method = method.model_copy(update={"lora": adapter})
                 check_sharding(config.sharding, method)
