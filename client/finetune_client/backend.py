@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from finetune_client.errors import OperationError, ProgramExit
+from finetune_operator.observe.pod_status import has_condition
+from finetune_operator.status.reasons import ConditionType
 
+END_STATES: Final = (ConditionType.READY, ConditionType.STALLED)
+"""States of a FineTuneJob that runs no further stage."""
+FOLLOW_SECONDS: Final = 1.0
+"""Seconds between two looks for further pods and lines."""
 MAX_NAMES: Final = 10
 """Objects that an error about a missing one lists."""
 
@@ -49,10 +55,18 @@ class Backend(Protocol):
         """Events about the objects, not sorted."""
 
     def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:
-        """Lines of the pods of a run in the order of its stages; of one stage if it is named."""
+        """Lines of the pods of a run in the order of its stages; of one stage if it is named.
+
+        With `follow`, waits for more lines and further pods until the run has ended.
+        """
 
     def read(self, uri: str) -> bytes:
         """A file of the store, such as a page that a status names."""
+
+
+def runs_no_stage(job: Object) -> bool:
+    """Whether a FineTuneJob has ended."""
+    return any(has_condition(job, state, "True") for state in END_STATES)
 
 
 def read_object(backend: Backend, kind: str, name: str, commands: Sequence[str] = ()) -> Object:

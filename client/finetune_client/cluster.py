@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from typing import Final, get_args
 
 from finetune_client.access import APPLY, MERGE, TABLE, Access, path
-from finetune_client.backend import LogLine, Object
+from finetune_client.backend import FOLLOW_SECONDS, LogLine, Object, runs_no_stage
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_operator.api.labels import RUN, STAGE
 from finetune_operator.api.meta import API_VERSION
-from finetune_operator.observe.pod_status import has_condition, has_ended
-from finetune_operator.status.reasons import ConditionType
+from finetune_operator.observe.pod_status import has_ended
 from finetune_trainer.contract.vocabulary import Stage
 
 FIELD_MANAGER: Final = "finetune"
-END_STATES: Final = (ConditionType.READY, ConditionType.STALLED)
-"""States of a FineTuneJob that runs no further stage."""
 PAGE_ROWS: Final = 1000
 """Objects per page of a table; a row without its object has about 200 bytes."""
-FOLLOW_SECONDS: Final = 1.0
 UNDECLARED: Final = re.compile(r'unknown field "(.+?)"|(\.\S+): field not declared in schema')
 
 
@@ -124,7 +120,7 @@ class ClusterBackend:
             if job is None:
                 raise OperationError(f"FineTuneJob {run} does not exist in namespace {self._namespace}")
             # The end of the run is read before its pods: pods of a run that has ended are all there.
-            ended = any(has_condition(job, state, "True") for state in END_STATES)
+            ended = runs_no_stage(job)
             for pod in self._pods(job["metadata"]["uid"], stage):
                 name, phase = pod["metadata"]["name"], pod["status"].get("phase")
                 if name in shown or phase == "Pending":

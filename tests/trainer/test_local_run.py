@@ -128,13 +128,22 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
         assert third.wait(SECONDS) == 0
     assert logs(folder, "train") == trained
 
-    # Every verb that reads works on the folder too.
+    # Every verb that reads or decides works on the folder too.
     def finetune(*arguments: str) -> str:
         command = [sys.executable, "-m", "finetune_client", *arguments, "--local", ".finetune"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def is_promoted() -> bool:
+        checkpoints = LocalBackend(folder / ".finetune").objects("Checkpoint")
+        conditions = [each for found in checkpoints for each in found["status"]["conditions"]]
+        return any(each["type"] == "Promoted" and each["status"] == "True" for each in conditions)
+
+    assert "is rejected: wrong teams" in finetune("reject", "tickets", "--reason", "wrong teams")
+    assert not is_promoted()
+    assert "is approved: read the answers" in finetune("approve", "tickets", "--reason", "read the answers")
+    assert is_promoted()
     assert "tickets" in finetune("ls")
     assert "loss" in finetune("report", "tickets")
     assert "tickets" in finetune("wait", "tickets")

@@ -6,6 +6,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,22 @@ def test_a_model_is_hashed_once_and_not_by_each_pod(namespace: Namespace, hashed
     fill(namespace.fill_config("other"))
 
     assert hashed == [namespace.cached]
+
+
+def test_a_model_that_the_cache_has_no_room_for_is_refused_with_the_claim(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=8))
+
+    with pytest.raises(StageFailure) as caught:
+        fill(namespace.fill_config())
+
+    place = f"models/{namespace.base.digest.removeprefix('sha256:')}"
+    assert caught.value.message == (
+        f"store: pvc://cache/{place}: the copy of pvc://artifacts/{place} needs 9 bytes, and 8 bytes are"
+        " free; free space on this volume, or use a larger claim"
+    )
+    assert not namespace.cached.exists()
 
 
 @pytest.mark.parametrize("name", ["nested/weights", "config.json"])

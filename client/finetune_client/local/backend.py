@@ -4,16 +4,18 @@
 It reads also while `finetune run` works in the folder, and writes only when no program does.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune_client.backend import LogLine, Object
+from finetune_client.backend import FOLLOW_SECONDS, LogLine, Object, runs_no_stage
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local.controllers import pods_of
 from finetune_client.local.kubelet import log_path
 from finetune_client.local.persistence import NAMESPACE, ROOT, Folder, StoredCluster, merged
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.labels import OWNER_NAME, STAGE
+from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.stage_table import STAGES
 
@@ -53,12 +55,14 @@ class LocalBackend:
             return self._replace(cluster, {**existing, "spec": manifest["spec"]})
 
     def patch(self, kind: str, name: str, patch: Object) -> Object:
-        """Change an object by a JSON merge patch."""
+        """Change an object by a JSON merge patch, and reconcile it. What needs a process waits for a run."""
         with self._folder.locked():
             cluster = StoredCluster(self._folder)
             if (kind, name) not in cluster.objects:
                 raise OperationError(f"{kind} {name} does not exist in {self._folder.root}")
-            return self._replace(cluster, merged(cluster.objects[kind, name], patch))
+            self._replace(cluster, merged(cluster.objects[kind, name], patch))
+            cluster.settle()
+            return cluster.objects[kind, name]
 
     def _replace(self, cluster: StoredCluster, manifest: Manifest) -> Object:
         """Store a changed object; the definitions of its kind accept it."""
@@ -80,11 +84,29 @@ class LocalBackend:
         """Events about the objects, the oldest first."""
         return self._folder.events()
 
-    def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:  # noqa: ARG002
+    def logs(self, run: str, stage: str | None = None, *, follow: bool = False) -> Iterator[LogLine]:
         """Lines of the pods of a run in the order of their starts; of one stage if it is named.
 
-        Files do not tell when a container ends: `follow` reads what is there.
+        With `follow`, also those that come later, until the run has ended, in whichever program.
         """
+        files: dict[tuple[str, str], LogFile] = {}
+        while True:
+            # The end of the run is read before its pods: pods of a run that has ended are all there.
+            job = self.get("FineTuneJob", run)
+            ended = not follow or job is None or runs_no_stage(job)
+            for pod in self._pods(run, stage):
+                name = pod["metadata"]["name"]
+                for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
+                    key = (name, container["name"])
+                    file = files.setdefault(key, LogFile(log_path(self._folder.root, *key)))
+                    for line in file.read(is_complete=ended or has_ended(pod)):
+                        yield LogLine(*key, line)
+            if ended:
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+    def _pods(self, run: str, stage: str | None) -> list[Manifest]:
+        """Pods of a run in the order of their starts."""
         cluster = StoredCluster(self._folder)
         jobs = [job for job in cluster.of("Job").values() if job["metadata"]["labels"].get(OWNER_NAME) == run]
         pods = [
@@ -93,13 +115,7 @@ class LocalBackend:
             for pod in pods_of(cluster, job)
             if stage in (None, pod["metadata"]["labels"].get(STAGE))
         ]
-        for pod in sorted(pods, key=_place):
-            name = pod["metadata"]["name"]
-            for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
-                path = log_path(self._folder.root, name, container["name"])
-                if path.is_file():
-                    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                        yield LogLine(name, container["name"], line)
+        return sorted(pods, key=_place)
 
     def read(self, uri: str) -> bytes:
         """A file of the store, such as a page that a status names."""
@@ -117,6 +133,31 @@ class LocalBackend:
         if scheme != "pvc":
             raise OperationError(f"{uri} is not in {self._folder.root}: the store of local runs is a claim")
         return self._claims.get(claim, self._folder.root / "claims" / claim)
+
+
+class LogFile:
+    """A log that grows.
+
+    Args:
+        path: the file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def read(self, *, is_complete: bool) -> list[str]:
+        """The lines since the last call; an unfinished last line only if the file is complete."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        if not is_complete:
+            content = content[: content.rfind(b"\n") + 1]
+        self._position += len(content)
+        return content.decode("utf-8", errors="replace").splitlines()
 
 
 def _place(pod: Manifest) -> tuple[str, int, str]:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,7 +31,6 @@ from finetune_trainer.contract.configs import CONFIG_ADAPTER, StageConfig
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     PROGRESS_ENV,
-    SCRATCH_MOUNT,
     SERVE_HOST_ENV,
     SERVE_PORT,
     TERMINATION_MESSAGE_ENV,
@@ -47,8 +46,6 @@ RESTART_AT: Final = "local.finetune.dev/restart-at"
 """Annotations of a serving pod whose container crashed."""
 DEFAULT_GRACE_SECONDS: Final = 30
 KILLED: Final = 137
-NOT_MAPPED: Final = frozenset({SCRATCH_MOUNT, "/dev/shm"})  # noqa: S108 - paths in a pod
-"""Mounts that no config names. A text of the user may begin with their paths."""
 PROBE_SECONDS: Final = 1.0
 FIRST_RESTART: Final = timedelta(seconds=10)
 
@@ -215,10 +212,10 @@ class Kubelet:
         message, progress = folder / f"{own}.message", folder / f"{own}.progress"
         for path in (message, progress):
             path.unlink(missing_ok=True)
-        mounts = dict(self._mounts(pod, container))
+        folders = self._mounts(pod, container)
         original = CONFIG_ADAPTER.validate_json(_config_text(container))
         # With the fields at their defaults, some of which are mount paths that the config leaves out.
-        fields = _mapped(original.model_dump(mode="json", by_alias=True), mounts)
+        fields = original.model_dump(mode="json", by_alias=True, context=folders)
         port = free_port() if isinstance(original, ServeConfig) else None
         if port is not None:
             # Requests in flight are those of the person who ends the program.
@@ -270,14 +267,13 @@ class Kubelet:
             pod["metadata"].setdefault("annotations", {})[PORT] = str(port)
         self._report(pod, running, {"running": {"startedAt": at(running.started)}})
 
-    def _mounts(self, pod: Manifest, container: Manifest) -> Iterator[tuple[str, str]]:
-        """Mount paths and their folders, the longest path first."""
+    def _mounts(self, pod: Manifest, container: Manifest) -> dict[str, str]:
+        """Folders by mount path."""
         volumes = {each["name"]: each for each in pod["spec"].get("volumes", ())}
-        mounts = sorted(container.get("volumeMounts", ()), key=lambda each: -len(each["mountPath"]))
-        for mount in mounts:
-            path = mount["mountPath"]
-            if path not in NOT_MAPPED:
-                yield path, str(self._folder(pod["metadata"]["name"], volumes[mount["name"]]))
+        return {
+            mount["mountPath"]: str(self._folder(pod["metadata"]["name"], volumes[mount["name"]]))
+            for mount in container.get("volumeMounts", ())
+        }
 
     def _folder(self, pod: str, volume: Manifest) -> Path:
         """The folder of a volume."""
@@ -422,19 +418,6 @@ def _interrupted(status: Manifest, finished: str) -> Manifest:
         return status
     ended = {"exitCode": KILLED, "finishedAt": finished, "reason": "Error", "message": "", **running}
     return {**status, "ready": False, "state": {"terminated": ended}}
-
-
-def _mapped(node: Any, mounts: Mapping[str, str]) -> Any:
-    """The config with the folder of each mount in place of its path."""
-    if isinstance(node, dict):
-        return {key: _mapped(value, mounts) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_mapped(value, mounts) for value in node]
-    if isinstance(node, str):
-        for path, folder in mounts.items():
-            if node == path or node.startswith(path + "/"):
-                return folder + node[len(path) :]
-    return node
 
 
 def _visible_devices(container: Manifest) -> str:

@@ -36,6 +36,7 @@ from finetune_client.offline.manifests import SUFFIXES, read_objects
 from finetune_operator.observe.pod_status import condition, has_condition
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_trainer.contract.environment import SERVE_PORT
 
 VIEW_SECONDS: Final = 1.0
 RUNNING_TEXT: Final = "Ctrl-C saves and ends, a second Ctrl-C kills; the same command continues"
@@ -284,7 +285,8 @@ class LocalRun:
                         raise _error("InferenceDeployment", name, failure)
                     if (url := self.session.url(name)) is not None:
                         waiting.remove(name)
-                        self.print(f"serving {name} at {url}   (Ctrl-C stops)")
+                        instead = "" if f":{SERVE_PORT}/" in url else f"port {SERVE_PORT} is in use; "
+                        self.print(f"serving {name} at {url}   ({instead}Ctrl-C stops)")
         except KeyboardInterrupt:
             # The run ended before. Ctrl-C is how a person ends a server.
             if waiting:

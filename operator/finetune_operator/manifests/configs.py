@@ -313,6 +313,7 @@ def preflight_config(
         devices=inputs.accelerators,
         nodes=spec.compute.nodes,
         device=inputs.device,
+        host_memory_bytes=inputs.host_memory_bytes,
         on_predicted_out_of_memory=spec.compute.on_predicted_out_of_memory or "Refuse",
         sharding=spec.compute.sharding or "Auto",
         mfu=inputs.mfu,

@@ -87,6 +87,8 @@ class StageInputs:
     """CUDA devices that the stage's pod requests."""
     device: DeviceFacts | None = None
     """What is known about the devices of train."""
+    host_memory_bytes: int | None = None
+    """Memory of a train pod whose devices are CPU cores, if the profile sets it."""
     mfu: float | None = None
     """Median model FLOPs utilization of the last runs of the run's ComputeProfile."""
     max_run_seconds: int | None = None

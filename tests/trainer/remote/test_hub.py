@@ -4,23 +4,28 @@
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PreflightConfig
-from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, SecretMount
+from finetune_trainer.contract.references import ArtifactRef, Owner, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.results import PreflightResult
-from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.manifest import Manifest, OnBytes, ignore_bytes
+from finetune_trainer.contract.serving import DownloadConfig
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
+from finetune_trainer.manifest import OnBytes, ignore_bytes
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.preflight.base_model import model_files, open_model, store_model
+from finetune_trainer.preflight.base_model import download_to_store, open_model, store_model
 from finetune_trainer.remote import hub as hub_client
-from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote import source
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS, RemoteFile, RemoteFolder
 from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
@@ -71,11 +76,8 @@ def preflight_config(bench: Workbench, secret: SecretMount, **settings: Any) -> 
 
 def store_base_model(config: PreflightConfig, context: StageContext) -> Digest:
     """The download of preflight without the rest, which replaces functions of torch for its whole process."""
-    with open_model(config, context) as found:
-        files = model_files(found.folder, config.base_model_uri)
-        manifest = Manifest.of(found.folder, files)
-        store_model(config.base_model_uri, found, manifest, context, StageMeter(context, 1, 1))
-    return manifest.digest
+    with open_model(config, context) as model:
+        return store_model(model, config, context, StageMeter(context, model.work)).digest
 
 
 def contents(hub: HubServer) -> list[str]:
@@ -182,11 +184,14 @@ def test_runs_that_start_together_download_a_model_once(
     begun, waiting = threading.Event(), Pauses()
     download = RemoteSource.download
 
-    def slow(self: RemoteSource, *arguments: Any) -> None:
-        begun.set()
-        # Here both runs are threads, and the start of the second one closes the hub's client of the process.
-        assert waiting.begun.wait(DEADLINE_SECONDS)
-        download(self, *arguments)
+    def slow(self: RemoteSource, files: Iterable[RemoteFile], *arguments: Any) -> None:
+        wanted = list(files)
+        if "model.safetensors" in {file.name for file in wanted}:
+            begun.set()
+            # Both runs are threads here, and the start of the second one closes the hub's client of the
+            # process.
+            assert waiting.begun.wait(DEADLINE_SECONDS)
+        download(self, wanted, *arguments)
 
     monkeypatch.setattr(RemoteSource, "download", slow)
     configs = [preflight_config(bench, secret, run=run) for run in ("one", "two")]
@@ -371,6 +376,116 @@ def test_weights_that_are_not_what_the_hub_says_are_not_taken(
 
     assert caught.value.reason is FailureReason.SOURCE_UNAVAILABLE
     assert not list((bench.root / "store" / "models").glob("*"))
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    """Let the disk report this free space."""
+    found = SimpleNamespace(total=1 << 40, free=free_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: found)
+
+
+@pytest.mark.usefixtures("model")
+def test_a_model_that_the_disk_has_no_room_for_is_refused_before_its_weights_are_requested(
+    hub: HubServer, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (tiny() / "model.safetensors").stat().st_size
+    leave(monkeypatch, weights - 1024)
+
+    with pytest.raises(StageFailure) as caught:
+        run_preflight(bench, secret)
+
+    assert (caught.value.reason, caught.value.exit_code) == (
+        FailureReason.STORE_UNAVAILABLE,
+        ExitCode.BAD_CONFIG,
+    )
+    assert caught.value.message == (
+        "store: pvc://artifacts/runs/1f1f/preflight/base-model: baseModel hf://team/tiny needs 547.4 KiB, and"
+        " 546.4 KiB are free; free space on this volume, or use a larger claim"
+    )
+    assert "config.json" in contents(hub)
+    assert "model.safetensors" not in contents(hub)
+
+    leave(monkeypatch, weights)
+    assert run_preflight(bench, secret).base_model == bench.preflight().base_model
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_download_that_resumes_needs_room_for_the_missing_bytes_only(
+    hub: HubServer,
+    model: Repository,
+    secret: SecretMount,
+    bench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    missing: int,
+) -> None:
+    config = preflight_config(bench, secret)
+    weights = model.commits[model.main]["model.safetensors"]
+    half = len(weights) // 2
+    ranges = source._range
+
+    def first_half(folder: RemoteFolder, file: RemoteFile, start: int, end: int) -> bytes:
+        if end > half:
+            raise Kill
+        return ranges(folder, file, start, end)
+
+    monkeypatch.setattr(source, "CHUNK_BYTES", half)
+    monkeypatch.setattr(source, "_range", first_half)
+    with pytest.raises(Kill):
+        store_base_model(config, bench.context())
+    monkeypatch.setattr(source, "_range", ranges)
+    leave(monkeypatch, len(weights) - half - missing)
+    hub.seen.clear()
+
+    if missing:
+        with pytest.raises(StageFailure, match=r"needs 273\.7 KiB, and 273\.7 KiB are free"):
+            store_base_model(config, bench.context())
+        assert "model.safetensors" not in contents(hub)
+    else:
+        store_base_model(config, bench.context())
+        assert {seen.range for seen in hub.seen if seen.path.endswith("model.safetensors")} == {
+            f"bytes={half}-{len(weights) - 1}"
+        }
+
+
+@pytest.mark.usefixtures("model")
+def test_the_base_model_of_an_endpoint_is_refused_in_the_same_way(
+    hub: HubServer, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(monkeypatch, (tiny() / "model.safetensors").stat().st_size - 1024)
+    owner = Owner(kind="InferenceDeployment", namespace="team", name="assistant", uid="0f0f")
+    config = DownloadConfig(
+        owner=owner,
+        run=owner.uid,
+        store=bench.store_config,
+        base_model_uri=MODEL,
+        base_model_credentials=secret,
+    )
+
+    with pytest.raises(StageFailure, match=r"baseModel hf://team/tiny needs 547\.4 KiB, and 546\.4 KiB"):
+        download_to_store(config)
+
+    assert "model.safetensors" not in contents(hub)
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ({"device": DeviceFacts(memory_bytes=1 << 20)}, "GiB per device of 0.00098"),
+        ({"host_memory_bytes": 1 << 20}, "GiB for train pods of 0.00098"),
+    ],
+)
+def test_a_model_that_memory_has_no_room_for_is_refused_before_its_weights_are_requested(
+    hub: HubServer, secret: SecretMount, bench: Workbench, memory: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StageFailure, match=message) as caught:
+        run_preflight(bench, secret, **memory)
+
+    assert caught.value.reason is FailureReason.PREDICTED_OUT_OF_MEMORY
+    assert "config.json" in contents(hub)
+    assert "model.safetensors" not in contents(hub)
+    assert not (bench.root / "store" / "runs" / "1f1f" / "preflight" / "base-model").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,31 +3,43 @@
 
 import fcntl
 import json
+import re
 import shutil
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from finetune_client.client import read_manifests
 from finetune_client.errors import ProgramExit
-from finetune_client.local import machine_checks, profile
+from finetune_client.local import backend, machine_checks, profile
 from finetune_client.local.backend import LocalBackend
 from finetune_client.local.kubelet import free_port
 from finetune_client.local.persistence import Folder
 from finetune_client.local.session import Session
+from finetune_client.program import main
+from finetune_trainer.contract.environment import SERVE_PORT
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from tests.unit.client.localprocesses import (
     EXAMPLE,
     FILES,
     STAGES,
+    FakeProcess,
     Killed,
     Machine,
+    Outcome,
     fail,
     score_badly,
+    succeed,
 )
+
+DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -56,6 +68,58 @@ def test_each_container_sees_folders_in_place_of_its_mounts(machine: Machine) ->
     config = json.loads(preflight.launch.config.read_text())
     assert config["baseModelPath"] == str(machine.folder / "models" / "gemma-3-270m")
     assert config["store"]["path"] == str(machine.folder / ".finetune" / "claims" / "artifacts")
+
+
+def changed_example(machine: Machine, change: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+    """The files of the example without its endpoint, with a changed spec of the run, in the folder."""
+    for name in ("kustomization.yaml", "dataset.yaml"):
+        shutil.copy(EXAMPLE / name, machine.folder)
+    shutil.copytree(EXAMPLE / "data", machine.folder / "data")
+    manifest = yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text())
+    change(manifest["spec"])
+    (machine.folder / "finetunejob.yaml").write_text(yaml.safe_dump(manifest))
+    return "dataset.yaml", "finetunejob.yaml"
+
+
+def test_a_text_that_begins_with_a_mount_path_is_not_changed(machine: Machine) -> None:
+    text = "/mnt/store/teams.md has the rules: name the team that must handle the message."
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["evaluation"]["prompted"]["systemPrompt"] = text
+
+    machine.run("--no-serve", files=changed_example(machine, change))
+
+    config = json.loads(machine.started[-1].launch.config.read_text())
+    assert (config["stage"], config["prompted"]["systemPrompt"]) == ("evaluate", text)
+
+
+def test_an_approval_and_a_rejection_are_effective_at_once(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        spec["promotion"]["mode"] = "Manual"
+
+    files = changed_example(machine, change)
+    assert machine.run("--no-serve", files=files) == ProgramExit.DONE
+    assert "AwaitingApproval" in capsys.readouterr().out
+
+    def finetune(*arguments: str) -> None:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--local", ".finetune"])
+        assert end.value.code == 0
+
+    def promoted() -> tuple[str, str]:
+        (checkpoint,) = LocalBackend().objects("Checkpoint")
+        found = {each["type"]: each for each in checkpoint["status"]["conditions"]}["Promoted"]
+        return found["status"], found["reason"]
+
+    finetune("approve", "ticket-routing", "--reason", "read 50 answers")
+    assert promoted() == ("True", "Promoted")
+    finetune("wait", "ticket-routing", "--timeout", "1s")
+    assert "is promoted" in capsys.readouterr().out
+    finetune("reject", "ticket-routing", "--reason", "wrong team names")
+    assert promoted() == ("False", "Rejected")
+    assert machine.stages == STAGES
 
 
 def test_failed_gates_have_an_exit_code_and_nothing_is_served(
@@ -196,12 +260,22 @@ def test_the_endpoint_is_served_until_ctrl_c(machine: Machine, capsys: pytest.Ca
     assert machine.started[-1].signals == ["SIGTERM"]
 
 
-def test_a_port_in_use_is_passed_over() -> None:
+def test_a_port_in_use_is_passed_over_and_named(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    def pause(session: Session) -> None:
+        if session.kubelet.serves and session.url("ticket-routing") is not None:
+            session.interrupt()
+
+    machine.on_pause = pause
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert free_port(port) > port
+        # Another program of this machine may already listen there, which is as good.
+        with suppress(OSError):
+            taken.bind(("127.0.0.1", SERVE_PORT))
+            taken.listen()
+        assert free_port(SERVE_PORT) > SERVE_PORT
+        assert machine.run() == ProgramExit.DONE
+
+    said = capsys.readouterr().out
+    assert re.search(r"at http://127\.0\.0\.1:80\d\d/v1   \(port 8000 is in use; Ctrl-C stops\)", said), said
 
 
 @pytest.mark.parametrize(
@@ -335,17 +409,63 @@ def test_without_torch_the_program_says_what_to_install(
     assert "finetune-operator[local]" in capsys.readouterr().err
 
 
+def write_log(text: str) -> Outcome:
+    """A container that logs something and succeeds."""
+
+    def end(process: FakeProcess) -> int:
+        process.launch.log.write_text(text)
+        return succeed(process)
+
+    return end
+
+
+def test_logs_are_followed_across_stages_and_restarts_until_the_run_ends(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "FOLLOW_SECONDS", 0.0)
+    machine.held = {"train"}
+    machine.outcomes = {"evaluate": [write_log("evaluated\n")]}
+    lines: list[str] = []
+    is_shown = threading.Event()
+
+    def follow() -> None:
+        for line in LocalBackend().logs("ticket-routing", follow=True):
+            lines.append(line.text)
+            is_shown.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        followed: list[Future[None]] = []
+
+        def interrupt(_: Session) -> None:
+            process = machine.started[-1] if machine.started else None
+            if process is None or process.launch.stage != "train" or followed:
+                return
+            process.launch.log.write_text("step 1\nste")
+            followed.append(pool.submit(follow))
+            assert is_shown.wait(DEADLINE_SECONDS)
+            process.launch.log.write_text("step 1\nstep 2\n")
+            machine.held.clear()
+            machine.outcomes["train"] = [write_log("resumed\n")]
+            process.terminate()
+
+        machine.on_pause = interrupt
+        assert machine.run("--no-serve") == ProgramExit.DONE
+        followed[0].result(DEADLINE_SECONDS)
+
+    assert lines == ["step 1", "step 2", "resumed", "evaluated"]
+
+
 def test_the_backend_reads_objects_logs_and_events_and_changes_objects(machine: Machine) -> None:
     machine.run("--no-serve")
-    backend = LocalBackend()
+    folder = LocalBackend()
     for process in machine.started:
         process.launch.log.write_text(f"log of {process.launch.stage}\n")
-    assert [line.text for line in backend.logs("ticket-routing", "train")] == ["log of train"]
-    assert [line.text for line in backend.logs("ticket-routing")] == [f"log of {each}" for each in STAGES[1:]]
-    assert "Promoted" in {event["reason"] for event in backend.events()}
-    changed = backend.patch("FineTuneJob", "ticket-routing", {"metadata": {"labels": {"team": "desk"}}})
+    assert [line.text for line in folder.logs("ticket-routing", "train")] == ["log of train"]
+    assert [line.text for line in folder.logs("ticket-routing")] == [f"log of {each}" for each in STAGES[1:]]
+    assert "Promoted" in {event["reason"] for event in folder.events()}
+    changed = folder.patch("FineTuneJob", "ticket-routing", {"metadata": {"labels": {"team": "desk"}}})
     assert changed["metadata"]["labels"]["team"] == "desk"
-    assert backend.get("FineTuneJob", "ticket-routing") == changed
+    assert folder.get("FineTuneJob", "ticket-routing") == changed
 
 
 def test_a_lock_of_an_ended_program_does_not_count(machine: Machine) -> None:

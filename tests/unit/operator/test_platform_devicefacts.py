@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.compute_profile import ComputeProfile
-from finetune_operator.reconcile.platform.profiles import device_facts
+from finetune_operator.reconcile.platform.profiles import device_facts, host_memory_bytes
 from finetune_trainer.contract.accelerators import CARDS, GIBIBYTE, find_card
 from tests.unit.operator.runobjects import profile
 
@@ -40,6 +40,18 @@ def test_facts_come_from_the_profile_the_node_label_and_the_table(
     }
     found = device_facts(ComputeProfile.model_validate(profile(**spec)))
     assert (None if found is None else (found.product, found.memory_bytes, found.peak_teraflops)) == facts
+
+
+@pytest.mark.parametrize(
+    ("resource", "stages", "expected"),
+    [("cpu", ["train"], 6 << 30), ("cpu", ["serve"], None), ("nvidia.com/gpu", ["train"], None)],
+)
+def test_the_memory_of_train_pods_counts_where_their_devices_are_cpu_cores(
+    resource: str, stages: list[str], expected: int | None
+) -> None:
+    pods = [{"stages": stages, "resources": {"cpu": "1", "memory": "6Gi"}}]
+    found = ComputeProfile.model_validate(profile(accelerator={"resource": resource}, pods=pods))
+    assert host_memory_bytes(found) == expected
 
 
 @pytest.mark.parametrize("product", CARDS)

@@ -6,12 +6,19 @@ newer release wrote never makes an object unreadable.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    SerializationInfo,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, SchemaValidator
@@ -74,6 +81,20 @@ CONTRACT_VERSIONS: Final = (CONTRACT_VERSION,)
 """Versions that this release reads and writes, in ascending order."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def _place(path: str, info: SerializationInfo) -> str:
+    folders: Mapping[str, str] = info.context or {}
+    mounts = [mount for mount in folders if path == mount or path.startswith(f"{mount}/")]
+    if not mounts:
+        return path
+    mount = max(mounts, key=len)
+    return folders[mount] + path[len(mount) :]
+
+
+PodPath = Annotated[str, PlainSerializer(_place, return_type=str)]
+"""Absolute path in a pod. For a process outside of a pod, `model_dump` takes folders by mount path as its
+`context`, and puts them in place of the mounts."""
 
 
 class Contract(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_trainer.contract.accelerators import DeviceFacts
 from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound, PrometheusSource
-from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
+from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest, PodPath
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.environment import ANSWERS_MOUNT, METRICS_PORT, SERVE_PORT
 from finetune_trainer.contract.evaluation import (
@@ -101,7 +101,7 @@ class SourceConfig(Contract):
     field: str = "source"
     """Field of the spec that names the source, such as `sources[0]`, for messages."""
     uri: str
-    path: str | None = None
+    path: PodPath | None = None
     """File, folder of files, or path with a pattern such as `rows-*.jsonl` as its last part, under
     `SOURCES_MOUNT`; None for a source to download."""
     credentials: SecretMount | None = None
@@ -142,12 +142,12 @@ class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
     not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {
-        *("judges", "mfu", "metrics", "options", "sliceBy", "maxRunSeconds"),
+        *("judges", "mfu", "metrics", "options", "sliceBy", "maxRunSeconds", "hostMemoryBytes"),
     }
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
-    base_model_path: str | None = None
+    base_model_path: PodPath | None = None
     """Folder under `BASE_MODEL_MOUNT`; None for a model to download."""
     base_model_revision: str | None = None
     """Branch, tag or commit at the hub; None for its main branch."""
@@ -176,6 +176,9 @@ class PreflightConfig(StageConfig):
     """Processes per pod, one per accelerator."""
     device: DeviceFacts | None = None
     """Facts about the devices of train; None if nothing about them is known."""
+    host_memory_bytes: int | None = None
+    """Memory of a train pod whose devices are CPU cores, in bytes; None for other devices, or if the pod gets
+    what is predicted."""
     on_predicted_out_of_memory: OnPredictedOutOfMemory = "Refuse"
     """Whether the stage fails if the prediction says that train cannot fit the device."""
     sharding: Sharding = "Auto"
@@ -230,7 +233,7 @@ class TrainConfig(StageConfig):
     """Processes per pod, one per accelerator; one in a pod without accelerators."""
     coordinator: str | None = None
     """Host name of the pod with index 0; None if the run has one pod."""
-    peer_key_path: str | None = None
+    peer_key_path: PodPath | None = None
     """Key file by which the pods of the run authenticate to each other; None if the run has one pod."""
     learning_curve: tuple[float, ...] = ()
     """Shares of the training rows, above 0 and below 1, to train on after the run itself, in this order."""
@@ -317,7 +320,7 @@ class AnswersConfig(Contract):
     contract: int = CONTRACT_VERSION
     stage: Literal["answers"] = "answers"
     servers: tuple[AnswerServer, ...]
-    folder: str = ANSWERS_MOUNT
+    folder: PodPath = ANSWERS_MOUNT
     port: int = SERVE_PORT
     """Port of the servers, on the loopback address of the pod."""
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
@@ -332,9 +335,9 @@ class ScoreConfig(StageConfig):
     """
 
     stage: Literal["score"] = "score"
-    predictions_path: str
+    predictions_path: PodPath
     """Folder of the evaluate stage in the run's folder."""
-    dataset_path: str
+    dataset_path: PodPath
     """Folder of the dataset."""
     split: SplitName = "test"
     group_by: str | None = None
@@ -380,7 +383,7 @@ class AnalysisProbe(Contract):
     """Digests of the models that the new revision's pods have. Another pod may get the address of one that
     has ended: an address gets a request only if its metrics name models with these digests and no others."""
     stable_digests: tuple[Digest, ...] = ()
-    api_keys_path: str | None = None
+    api_keys_path: PodPath | None = None
     """Folder with the API keys of the endpoint; None if it needs none."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from finetune_trainer.contract.base import Contract, Digest, SharedPart
+from finetune_trainer.contract.base import Contract, Digest, PodPath, SharedPart
 from finetune_trainer.contract.environment import ANSWERS_MOUNT
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.serving import EngineName
@@ -195,7 +195,7 @@ class AnswerEngine(Contract):
     """Arguments of the user for its command."""
     unsupported: Annotated[str, Field(max_length=512)] = ""
     """What the engine of the ComputeProfile cannot load, and what to do, as a sentence for the user."""
-    folder: str = ANSWERS_MOUNT
+    folder: PodPath = ANSWERS_MOUNT
     """Folder of the pod in which prompts and answers are exchanged."""
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from finetune_trainer.contract.base import Contract, Digest, SharedPart
+from finetune_trainer.contract.base import Contract, Digest, PodPath, SharedPart
 from finetune_trainer.contract.metrics import CUSTOM, JUDGE, TASK, Metric
 from finetune_trainer.contract.references import SecretMount
 
@@ -22,7 +22,7 @@ class CustomMetric(Contract):
     """A function of the user, as a pod mounts it."""
 
     name: Annotated[str, Field(max_length=40)]
-    path: str
+    path: PodPath
     """File with the source."""
     function: str = "metric"
     """Name of the function in the source. It takes a row and an answer, and returns a number."""
@@ -77,7 +77,7 @@ class EvaluationTask(EvaluationTaskFields, Contract):
     """A task as a pod mounts it."""
 
     name: Annotated[str, Field(max_length=40)]
-    folder: str
+    folder: PodPath
     """Folder with the task file and the files of its rows."""
     file: str
     """Name of the task file."""

@@ -3,7 +3,7 @@
 
 from typing import Literal
 
-from finetune_trainer.contract.base import Contract, Digest
+from finetune_trainer.contract.base import Contract, Digest, PodPath
 from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.vocabulary import CheckpointType
 
@@ -38,7 +38,7 @@ class SecretMount(Contract):
     """Mount path of a Secret with credentials. Its name is for messages."""
 
     name: str
-    path: str
+    path: PodPath
 
 
 class StoreConfig(Contract):
@@ -49,7 +49,7 @@ class StoreConfig(Contract):
     """
 
     uri: str
-    path: str = STORE_MOUNT
+    path: PodPath = STORE_MOUNT
     """Mount path of the store; for a bucket, the pod's own folder for what it reads and writes."""
     credentials: SecretMount | None = None
 
@@ -58,7 +58,7 @@ class ImageVolume(Contract):
     """An OCI image that the pod mounts read-only. Its reference is for messages."""
 
     reference: str
-    path: str
+    path: PodPath
 
 
 class ArtifactRef(Contract):

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest, SharedPart
+from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest, PodPath, SharedPart
 from finetune_trainer.contract.environment import METRICS_PORT, MODELS_MOUNT, SERVE_PORT
 from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, SecretMount, StoreConfig
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
@@ -78,7 +78,7 @@ class FetchConfig(Contract):
     owner: Owner
     store: StoreConfig
     items: tuple[FetchItem, ...]
-    destination: str = MODELS_MOUNT
+    destination: PodPath = MODELS_MOUNT
     cache: StoreConfig | None = None
     """The model cache, mounted read-only. None: no item is in it."""
     image: ImageVolume | None = None
@@ -118,7 +118,7 @@ class ServeConfig(Contract):
     base_folder: str
     """Folder name of the base model under `MODELS_MOUNT`. It is served under the name `base`."""
     models: tuple[ServedModel, ...] = ()
-    models_path: str = MODELS_MOUNT
+    models_path: PodPath = MODELS_MOUNT
     port: int = SERVE_PORT
     max_batch_size: int = 8
     """Max number of requests that are answered at the same time."""
@@ -135,7 +135,7 @@ class ServeConfig(Contract):
     """Parser of all models. None: the one that fits the chat template of each model."""
     drain_seconds: float = 10
     """Seconds after SIGTERM during which the pod still accepts requests."""
-    api_keys_path: str | None = None
+    api_keys_path: PodPath | None = None
     """Folder with the API keys, one file per key. None: requests need no key."""
     metrics_port: int = METRICS_PORT
     """Port of vLLM's metrics. The Transformers engine has its metrics on `port`."""
@@ -154,7 +154,7 @@ class DownloadConfig(Contract):
     """Folder under `runs/` of a download in progress: the uid of the endpoint."""
     store: StoreConfig
     base_model_uri: str
-    base_model_path: str | None = None
+    base_model_path: PodPath | None = None
     """Folder under `BASE_MODEL_MOUNT`; None for a model to download."""
     base_model_revision: str | None = None
     """Branch, tag or commit at the hub; None for its main branch."""

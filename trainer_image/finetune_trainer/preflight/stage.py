@@ -13,14 +13,11 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.duplicates import Leaks
-from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.preflight.base_model import (
     MEBIBYTE,
     convert_file_errors,
-    model_files,
     open_model,
-    require_digest,
     store_model,
 )
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
@@ -101,79 +98,73 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     if not usable["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
-    with convert_file_errors(uri), open_model(config, context) as found:
-        source = found.folder
-        files = model_files(source, uri)
-        # Each byte is hashed, copied, and published by the store.
-        total = 3 * sum((source / name).stat().st_size for name in files)
+    with open_model(config, context) as base_model:
         others = 0 if held_out is rows else held_out.cost_of(config.test_split)
-        meter = StageMeter(context, total + rows.cost + others, MEBIBYTE)
-        model_config = load_config(source, uri)
-        model = build_empty(model_config, uri)
-        warnings = check_adapter(model, method, uri)
-        tokenizer = load_tokenizer(source)
-        scope = ScopeSource(test_rows.parent, config.test_split, tokenizer, config.chat_template_kwargs)
-        scope.find(config.metrics, config.options)
-        read_back = check_read_back(uri, rows.paths, tokenizer, config.chat_template_kwargs)
-        if found.stored is None:
-            meter.begin("hashing the base model")
-            manifest = Manifest.of(source, files, meter.add)
-        else:
-            manifest = context.store.manifest(found.stored)
-            meter.add(manifest.total_bytes)
-        require_digest(config, manifest)
+        meter = StageMeter(context, base_model.work + rows.cost + others, MEBIBYTE)
+        with convert_file_errors(uri):
+            model_config = load_config(base_model.folder, uri)
+            model = build_empty(model_config, uri)
+            warnings = check_adapter(model, method, uri)
+            tokenizer = load_tokenizer(base_model.folder)
+            scope = ScopeSource(test_rows.parent, config.test_split, tokenizer, config.chat_template_kwargs)
+            scope.find(config.metrics, config.options)
+            read_back = check_read_back(uri, rows.paths, tokenizer, config.chat_template_kwargs)
         if config.parent is not None:
-            adapter = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
+            recorded = config.base_model_digest or ""
+            adapter = continued_lora(config.parent, recorded, config.method.lora, model, context)
             if adapter is not None:
                 method = method.model_copy(update={"lora": adapter})
                 check_sharding(config.sharding, method)
-        store_model(uri, found, manifest, context, meter)
-    encoder = make_encoder(method.objective, tokenizer, config.chat_template_kwargs)
-    tokens = tokenize(rows, encoder, context.store, meter)
-    lengths = {split: TokenLengths.of(tokens.files, split, leaks.rows.get(split, ())) for split in rows.paths}
-    if held_out is not rows:
-        first = next(read_rows(test_rows), None)
-        encoder = evaluation_encoder(first, tokenizer, config.chat_template_kwargs)
-        lengths["test"] = measure_rows(held_out, config.test_split, encoder, meter)
-    parser = parser_for(tokenizer)
-    longest_row = max(split.max_tokens for split in lengths.values())
-    limit, processes = context_length(model_config), config.nodes * config.devices
-    requested = config.hyperparameters
-    max_length = sequence_length(requested.max_sequence_length, method.objective, longest_row, limit)
-    evaluated = "the test split" if held_out is rows else "evaluation.dataset"
-    long_rows = LongRows(lengths, max_length, requested.on_long_rows, evaluated)
-    with context.store.run_folder(config.run, config.stage) as folder:
-        report_uri = write_token_report(folder, token_report(uri.partition("?")[0], long_rows))
-    long_rows.check(limit, report_uri)
-    if long_rows.truncates:
-        check_answers(lengths, max_length, limit, report_uri)
-    if (long_rows.dropped or leaks.count) and preference is not None:
-        kept = tokens.files.rows(
-            "train", max_length, drops_longer=bool(long_rows.dropped), without=leaks.rows["train"]
+        encoder = make_encoder(method.objective, tokenizer, config.chat_template_kwargs)
+        tokens = tokenize(rows, encoder, context.store, meter)
+        lengths = {
+            split: TokenLengths.of(tokens.files, split, leaks.rows.get(split, ())) for split in rows.paths
+        }
+        if held_out is not rows:
+            first = next(read_rows(test_rows), None)
+            encoder = evaluation_encoder(first, tokenizer, config.chat_template_kwargs)
+            lengths["test"] = measure_rows(held_out, config.test_split, encoder, meter)
+        parser = parser_for(tokenizer)
+        longest_row = max(split.max_tokens for split in lengths.values())
+        limit, processes = context_length(model_config), config.nodes * config.devices
+        requested = config.hyperparameters
+        max_length = sequence_length(requested.max_sequence_length, method.objective, longest_row, limit)
+        evaluated = "the test split" if held_out is rows else "evaluation.dataset"
+        long_rows = LongRows(lengths, max_length, requested.on_long_rows, evaluated)
+        with context.store.run_folder(config.run, config.stage) as folder:
+            report_uri = write_token_report(folder, token_report(uri.partition("?")[0], long_rows))
+        long_rows.check(limit, report_uri)
+        if long_rows.truncates:
+            check_answers(lengths, max_length, limit, report_uri)
+        if (long_rows.dropped or leaks.count) and preference is not None:
+            kept = tokens.files.rows(
+                "train", max_length, drops_longer=bool(long_rows.dropped), without=leaks.rows["train"]
+            )
+            preference = resolve_preference(method, kept)
+        used = long_rows.used_lengths
+        chosen = choose_hyperparameters(
+            requested,
+            method,
+            train_rows=len(used),
+            longest_row_tokens=longest_row,
+            max_sequence_length=max_length,
+            hidden_size=model_config.get_text_config().hidden_size,
+            processes=processes,
+            sharded=resolve_sharding(config.sharding, method, processes),
+            token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
+            train_tokens=int(used.sum()),
         )
-        preference = resolve_preference(method, kept)
-    used = long_rows.used_lengths
-    chosen = choose_hyperparameters(
-        requested,
-        method,
-        train_rows=len(used),
-        longest_row_tokens=longest_row,
-        max_sequence_length=max_length,
-        hidden_size=model_config.get_text_config().hidden_size,
-        processes=processes,
-        sharded=resolve_sharding(config.sharding, method, processes),
-        token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
-        train_tokens=int(used.sum()),
-    )
-    _check_keep_steps(config.keep_steps, chosen.total_steps)
-    chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
-    meter.begin("predicting memory and duration")
-    chosen, prediction = predict(config, method, model, chosen, used.tolist())
-    prediction = add_curve_duration(config, prediction, len(used), chosen)
-    logger.info("hyperparameters: %s", chosen.to_json())
+        _check_keep_steps(config.keep_steps, chosen.total_steps)
+        chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
+        meter.begin("predicting memory and duration")
+        chosen, prediction = predict(config, method, model, chosen, used.tolist())
+        prediction = add_curve_duration(config, prediction, len(used), chosen)
+        logger.info("hyperparameters: %s", chosen.to_json())
+        # Weights are downloaded only for a run that this machine or cluster can carry out.
+        manifest = store_model(base_model, config, context, meter)
     return PreflightResult(
         base_model=manifest.digest,
-        base_model_revision=found.revision,
+        base_model_revision=base_model.revision,
         hyperparameters=chosen,
         lora=method.lora if TYPES[method.type].trains_adapter else None,
         preference=preference,

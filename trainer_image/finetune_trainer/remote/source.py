@@ -20,6 +20,7 @@ from typing import IO, Any, Final
 from finetune_trainer import canonical_json
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
+from finetune_trainer.disk_space import require_space
 from finetune_trainer.manifest import OnBytes, digest_of, hash_file, ignore_bytes
 from finetune_trainer.remote.credentials import valid_keys
 from finetune_trainer.remote.filesystem import open_filesystem
@@ -151,12 +152,7 @@ class Download:
         Raises Unreachable, Preempted, and OSError of the disk.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        version = hashlib.sha256(file.version.encode()).hexdigest()[:16]
-        part = target.with_name(f".{target.name}.{version}.part")
-        whole = part.with_suffix(".whole")
-        for stale in target.parent.glob(f".{glob.escape(target.name)}.{'?' * len(version)}.*"):
-            if stale not in {part, whole} or not file.version:
-                stale.unlink()
+        part, whole = _remove_stale(file, target)
         if whole.exists() and target.exists():
             self._count(target, on_bytes)
             return
@@ -215,6 +211,28 @@ class Download:
         raise Unreachable(RemoteProblem(ProblemKind.TRANSIENT, mismatch))
 
 
+def _remove_stale(file: RemoteFile, target: Path) -> tuple[Path, Path]:
+    """Remove what earlier attempts at other versions of the file left.
+
+    Returns the paths of the incomplete download, and of the mark that `target` is complete.
+    """
+    version = hashlib.sha256(file.version.encode()).hexdigest()[:16]
+    part = target.with_name(f".{target.name}.{version}.part")
+    whole = part.with_suffix(".whole")
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.{'?' * len(version)}.*"):
+        if stale not in {part, whole} or not file.version:
+            stale.unlink()
+    return part, whole
+
+
+def missing_bytes(file: RemoteFile, target: Path) -> int:
+    """Return the bytes that a download to `target` will write; 0 if the size is unknown. Raises OSError."""
+    part, whole = _remove_stale(file, target)
+    if file.size_bytes is None or (whole.exists() and target.exists()):
+        return 0
+    return max(0, file.size_bytes - (part.stat().st_size if part.exists() else 0))
+
+
 def _resume_offset(file: RemoteFile, content: IO[bytes]) -> int:
     """Return the offset to resume from: 0 without version or size, which a complete file is checked by."""
     return content.tell() if file.version and file.size_bytes is not None else 0
@@ -237,6 +255,11 @@ class SourceRequest:
     limit_bytes: int
     revision: str | None = None
     """Branch, tag or commit at the hub."""
+
+    @property
+    def place(self) -> str:
+        """The uri for messages: without its query, which may contain a signature, which is a credential."""
+        return self.uri.partition("?")[0]
 
 
 class RemoteSource:
@@ -289,7 +312,7 @@ class RemoteSource:
     def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = ignore_bytes) -> None:
         """Download files into a folder. Keeps files that are already complete.
 
-        Raises OSError of the folder.
+        Raises OSError of the folder; NoSpace before the first request if it has too little free space.
         """
         requested = list(files)
         limit_bytes = self._request.limit_bytes
@@ -297,6 +320,8 @@ class RemoteSource:
             total_bytes = sum(file.size_bytes or 0 for file in requested)
             if total_bytes > limit_bytes:
                 raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {total_bytes} bytes"))
+            missing = sum(missing_bytes(file, folder / file.name) for file in requested)
+            require_space(folder, missing, f"{self._request.field} {self._request.place}")
             download = Download(self._folder, self._retrier, self._stop, limit_bytes, self._deadline)
             for file in requested:
                 download.fetch(file, folder / file.name, on_bytes)
@@ -335,10 +360,8 @@ def _failure(request: SourceRequest, problem: RemoteProblem) -> StageFailure:
             )
         case ProblemKind.TRANSIENT:
             code, advice = ExitCode.INTERNAL, "check the server and the network, then run again"
-    # The query may contain a signature, which is a credential.
-    place = request.uri.partition("?")[0]
-    text = problem.text.replace(request.uri, place)
-    return StageFailure(reason, f"{request.field} {place}: {text}; {advice}", code)
+    text = problem.text.replace(request.uri, request.place)
+    return StageFailure(reason, f"{request.field} {request.place}: {text}; {advice}", code)
 
 
 def _access_advice(request: SourceRequest) -> str:

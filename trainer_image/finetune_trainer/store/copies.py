@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_trainer.contract.references import ImageVolume, StoreConfig
 from finetune_trainer.contract.vocabulary import FailureReason
+from finetune_trainer.disk_space import require_space
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.rooted_open import read_file
 from finetune_trainer.runtime.progress import ProgressMeter
@@ -46,7 +47,8 @@ def copy_artifact(
 ) -> None:
     """Copy the artifact to `target` and verify each file on the way. Replaces an existing folder.
 
-    `target` gets its name when the copy is complete. `writing` converts an OSError of its volume.
+    `target` gets its name when the copy is complete. `writing` converts an OSError of its volume, also that
+    the volume has too little free space, which is judged before anything is read.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE, that of
     `writing`, which is INTERNAL for the pod's own volume; Preempted.
     """
@@ -58,6 +60,8 @@ def copy_artifact(
     )
     # A container that was killed leaves a partial copy.
     shutil.rmtree(temporary, ignore_errors=True)
+    with writing(target):
+        require_space(target, manifest.total_bytes, f"the copy of {store.uri(ref)}")
     try:
         for entry in manifest.files:
             with writing(temporary / entry.path):

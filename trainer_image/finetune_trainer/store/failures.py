@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
+from finetune_trainer.disk_space import NoSpace
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, hash_content
 from finetune_trainer.rooted_open import PathRefused, open_file, require_all_beneath
 from finetune_trainer.runtime.termination import StageFailure
@@ -42,14 +43,19 @@ class Mount:
     def unavailable(self, error: OSError, path: Path) -> StageFailure:
         """Build the failure for a folder that cannot be read or written."""
         place = self.named(_named(error, path))
+        exit_code = ExitCode.STORE_UNAVAILABLE
         if isinstance(error, PathRefused):
             message = f"store: {place} {error.strerror}"
+        elif isinstance(error, NoSpace):
+            message = f"store: {place}: {error.strerror}; free space on this volume, or use a larger claim"
+            # Nothing is free a few seconds later. The operator repeats the stage after minutes.
+            exit_code = ExitCode.BAD_CONFIG
         else:
             message = (
                 f"store: {place}: {error.strerror or error}; check that the claim is mounted, has free space,"
                 " and can be read and written by uid 65532"
             )
-        return StageFailure(FailureReason.STORE_UNAVAILABLE, message, ExitCode.STORE_UNAVAILABLE)
+        return StageFailure(FailureReason.STORE_UNAVAILABLE, message, exit_code)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from finetune_operator.reconcile.features.registry import evaluation_volumes
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, RunPass, chosen_queueing
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
-from finetune_operator.reconcile.platform.profiles import device_facts
+from finetune_operator.reconcile.platform.profiles import device_facts, host_memory_bytes
 from finetune_operator.reconcile.stages import runner
 from finetune_operator.reconcile.stages.accounting import finish, has_finished, record
 from finetune_operator.reconcile.stages.job_cleanup import stop
@@ -175,6 +175,7 @@ def _inputs(run: RunPass, found: Prerequisites, stage: Stage) -> StageInputs:
         accelerators=1 if found.profile.spec.accelerator.resource == CPU else devices,
         requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
         device=device_facts(found.profile),
+        host_memory_bytes=host_memory_bytes(found.profile),
         mfu=run.snapshot.calibrated_mfu(found.profile.name),
         max_run_seconds=next((limit.seconds for limit in limits if limit is not None), None),
         max_unpacked_bytes=found.profile.spec.limits.unpacked_bytes,

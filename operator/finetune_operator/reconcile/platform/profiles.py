@@ -45,6 +45,14 @@ def device_facts(profile: ComputeProfile) -> DeviceFacts | None:
     return None if facts == DeviceFacts() else facts
 
 
+def host_memory_bytes(profile: ComputeProfile) -> int | None:
+    """Memory of a train pod if its devices are CPU cores; None for other devices, or if none is set."""
+    given = profile.spec.pods_of(TRAIN_PODS).resources
+    if given is None or profile.spec.accelerator.resource != CPU:
+        return None
+    return int(quantity_value(given.memory))
+
+
 FindProfile = Callable[[str | None, str, str, Snapshot], ComputeProfile | Blocked]
 """Type of `resolve_profile` and `named_profile`."""
 

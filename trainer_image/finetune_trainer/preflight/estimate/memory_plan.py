@@ -183,11 +183,12 @@ def predicted_out_of_memory(memory: TrainMemory, plan: MemoryPlan, available: in
     shape = replace(plan.shape, checkpointing=True)
     fitting = _alternatives(memory, shape, FITS * available)
     advice = ", or ".join(fitting) or "nothing that the trainer can change would fit"
+    place = "per device" if memory.on_gpu else "for train pods"
     return StageFailure(
         FailureReason.PREDICTED_OUT_OF_MEMORY,
-        f"{memory.method.label} needs {gibibytes(plan.smallest_bytes)} GiB per device of"
+        f"{memory.method.label} needs {gibibytes(plan.smallest_bytes)} GiB {place} of"
         f" {gibibytes(available)}, with batches of 1 row of {shape.length} tokens and gradient"
-        f" checkpointing; {advice}. Create a new run, use a ComputeProfile with more memory per device, or"
+        f" checkpointing; {advice}. Create a new run, use a ComputeProfile with more memory {place}, or"
         " set compute.onPredictedOutOfMemory: Warn to train in any case",
     )
 

@@ -118,7 +118,7 @@ def _predict(
     lengths: Sequence[int],
 ) -> tuple[MemoryPlan, Prediction]:
     """Plan with the weights as the defaults say; sharded where that may and a replica does not fit."""
-    available = config.device.memory_bytes if config.device is not None else None
+    available = _available_bytes(config)
 
     def planned(settings: Hyperparameters) -> tuple[TrainMemory, MemoryPlan]:
         memory = TrainMemory(
@@ -143,6 +143,11 @@ def _predict(
     return plan, _prediction(config, memory, plan, lengths)
 
 
+def _available_bytes(config: PreflightConfig) -> int | None:
+    """Memory of one device in bytes; of the pod if its devices are CPU cores. None if it is unknown."""
+    return config.host_memory_bytes if config.device is None else config.device.memory_bytes
+
+
 def _prediction(
     config: PreflightConfig, memory: TrainMemory, plan: MemoryPlan, lengths: Sequence[int]
 ) -> Prediction:
@@ -155,7 +160,7 @@ def _prediction(
     low, high = seconds or (None, None)
     return Prediction(
         device_memory_bytes=plan.peak_bytes,
-        device_memory_available_bytes=config.device.memory_bytes if config.device is not None else None,
+        device_memory_available_bytes=_available_bytes(config),
         host_memory_bytes=host_bytes(memory, config.devices, config.nodes, state_bytes),
         weights_bytes=weights_bytes(memory.model, quantized=TYPES[memory.method.type].quantized_base),
         state_bytes=state_bytes,
