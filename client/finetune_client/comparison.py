@@ -111,7 +111,7 @@ class RunComparison(JupyterMixin):
             ],
         }
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:  # noqa: ARG002
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.render()
 
     def render(self) -> RenderableType:

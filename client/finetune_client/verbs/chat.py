@@ -17,6 +17,7 @@ from finetune_client.decisions import evaluated_checkpoint, followers_of
 from finetune_client.endpoint import KEY_VARIABLE, Endpoint, key_of, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
+from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Connect, connected
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -45,6 +46,7 @@ def chat(
         typer.Argument(
             help="InferenceDeployment, or Checkpoint or run that one serves, or the URL of a server.",
             metavar="ENDPOINT|CHECKPOINT|RUN|URL",
+            autocompletion=complete_runs,
         ),
     ],
     question: Annotated[
