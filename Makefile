@@ -118,6 +118,7 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
 	@$(RUN) -m tools.bench.operator.history $(HISTORY)
 	@$(RUN) -m tools.bench.operator.crowds $(CROWDS)
+	@$(RUN) -m tools.bench.operator.listing
 
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some
 	@$(RUN) -m tools.sizing $(or $(MODELS),--page)

@@ -3,11 +3,13 @@
 
 import html
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from finetune_client.backend import Backend, LogLine, Object, read_object
+from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.manifests import SUFFIXES, read_objects
 from finetune_client.outcome import Outcome, WaitFor, default_goal, find_outcome
@@ -19,7 +21,14 @@ from finetune_operator.api.finetune_job_status import LossPoint, ProgressStatus
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from finetune_client.local.backend import LocalBackend
+
 POLL_SECONDS: Final = 1.0
+MAX_RETRIES: Final = 2
+"""Retries of a client of an endpoint, as the openai package has by default."""
 
 
 class Client:
@@ -59,10 +68,17 @@ class Client:
     def submit(self, objects: Path | str | Iterable[Object]) -> "list[Run]":
         """Apply objects, or the manifests of a file or folder; the runs among them.
 
+        A cluster starts the runs. Local runs work while `Run.wait` waits for them.
+
         Raises:
             OperationError: a file has no manifests, or an object was refused.
         """
-        manifests = read_manifests(objects) if isinstance(objects, Path | str) else list(objects)
+        if isinstance(objects, Path | str):
+            manifests = read_manifests(objects)
+            if (local := self._local) is not None:
+                local.remember(Path(objects))
+        else:
+            manifests = list(objects)
         applied = [self.backend.apply(manifest) for manifest in manifests]
         return [Run(self, FineTuneJob.model_validate(each)) for each in applied if is_run(each)]
 
@@ -90,6 +106,66 @@ class Client:
         found = [Checkpoint.model_validate(each) for each in self.backend.objects("Checkpoint")]
         found = [checkpoint for checkpoint in found if model in ("", checkpoint.spec.model_line)]
         return sorted(found, key=lambda checkpoint: checkpoint.name)
+
+    def compare(self, *names: str) -> RunComparison:
+        """Runs side by side: the fields that differ, scores, verdicts and cost. A notebook shows it.
+
+        Raises:
+            OperationError: a run does not exist.
+        """
+        return RunComparison(tuple(read_run(self.backend, name) for name in names))
+
+    @contextmanager
+    def openai(self, endpoint: str) -> "Iterator[OpenAI]":
+        """During the block, a client of the OpenAI API of an endpoint. A local endpoint serves as long.
+
+        Raises:
+            OperationError: the endpoint does not exist, is not reachable, or its key cannot be read.
+        """
+        from finetune_client.endpoint import Endpoint, key_of, open_endpoint
+
+        if (local := self._local) is not None:
+            with local.serving(endpoint) as url, Endpoint(url, url).client(MAX_RETRIES) as openai:
+                yield openai
+            return
+        found = read_object(self.backend, "InferenceDeployment", endpoint)
+        key = key_of(self.backend, InferenceDeployment.model_validate(found))
+        access = self.backend.access  # type: ignore[attr-defined] # of a cluster
+        with (
+            open_endpoint(access, endpoint, self.namespace, key) as route,
+            route.client(MAX_RETRIES) as openai,
+        ):
+            yield openai
+
+    @contextmanager
+    def _pausing(self) -> Iterator[Callable[[float], None]]:
+        """A function that waits for a number of seconds. Local runs continue meanwhile."""
+        local = self._local
+        if local is None:
+            yield time.sleep
+            return
+        from finetune_client.local.persistence import FolderInUse
+
+        carry_out: Callable[[float], None] | None = None
+        with ExitStack() as stack:
+
+            def pause(seconds: float) -> None:
+                nonlocal carry_out
+                try:
+                    carry_out = carry_out or stack.enter_context(local.carrying_out())
+                except FolderInUse:
+                    # `finetune run` carries them out, until it ends.
+                    time.sleep(seconds)
+                else:
+                    carry_out(seconds)
+
+            yield pause
+
+    @property
+    def _local(self) -> "LocalBackend | None":
+        from finetune_client.local.backend import LocalBackend
+
+        return self.backend if isinstance(self.backend, LocalBackend) else None
 
     def __repr__(self) -> str:
         return f"Client(namespace={self.namespace!r})"
@@ -141,6 +217,9 @@ class Run:
     def wait(self, for_: WaitFor | str = "", timeout: float | None = None) -> Outcome:
         """Wait until the run has reached the goal, or cannot reach it any more.
 
+        The local runs of the folder work meanwhile. After Ctrl-C they save their state, and the next call
+        continues.
+
         Args:
             for_: `promoted`, `ready` or `trained`. Default: promoted, or ready for a run that never promotes.
             timeout: seconds; None waits for ever.
@@ -149,7 +228,8 @@ class Run:
             OperationError: the run did not reach the goal, or not in time; `exit_code` says which.
         """
         goal = WaitFor(for_) if for_ else default_goal(self.job)
-        outcome = wait_for(self._client.backend, self.name, goal, timeout)
+        with self._client._pausing() as pause:
+            outcome = wait_for(self._client.backend, self.name, goal, timeout, pause)
         self.refresh()
         if outcome.exit_code is not ProgramExit.DONE:
             raise OperationError(outcome.message, exit_code=outcome.exit_code)
@@ -216,7 +296,13 @@ def find_checkpoint(backend: Backend, job: FineTuneJob) -> Checkpoint | None:
     return Checkpoint.model_validate(found) if found is not None else None
 
 
-def wait_for(backend: Backend, name: str, goal: WaitFor, timeout: float | None) -> Outcome:
+def wait_for(
+    backend: Backend,
+    name: str,
+    goal: WaitFor,
+    timeout: float | None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Outcome:
     """Poll until the run has reached the goal or cannot reach it any more.
 
     Args:
@@ -224,6 +310,7 @@ def wait_for(backend: Backend, name: str, goal: WaitFor, timeout: float | None) 
         name: name of the FineTuneJob.
         goal: what to wait for.
         timeout: seconds; None waits for ever.
+        pause: waits for a number of seconds.
 
     Raises:
         OperationError: the run was deleted.
@@ -239,7 +326,7 @@ def wait_for(backend: Backend, name: str, goal: WaitFor, timeout: float | None) 
         if left <= 0:
             message = f"FineTuneJob {name} is not {goal.value} after {timeout:g} s: it is {job.status.phase}"
             return Outcome(ProgramExit.TIMED_OUT, message.removesuffix(": it is "))
-        time.sleep(min(POLL_SECONDS, left))
+        pause(min(POLL_SECONDS, left))
 
 
 def read_manifests(path: Path | str) -> list[Object]:

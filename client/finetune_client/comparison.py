@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
@@ -41,8 +42,8 @@ class PairedGain:
 
 
 @dataclass(frozen=True, slots=True)
-class RunComparison:
-    """Two or more runs, in the order in which they were named."""
+class RunComparison(JupyterMixin):
+    """Two or more runs, in the order in which they were named. A notebook shows it as `render` does."""
 
     jobs: tuple[FineTuneJob, ...]
 
@@ -109,6 +110,9 @@ class RunComparison:
                 for job in self.jobs
             ],
         }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.render()
 
     def render(self) -> RenderableType:
         """The comparison for a person."""

@@ -4,6 +4,7 @@
 import re
 import socket
 import subprocess
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from typing import Any, Final
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 
 from finetune_client.access import Access
+from finetune_client.backend import Backend
 from finetune_client.errors import OperationError
+from finetune_operator.api.inference_deployment import InferenceDeployment
 
 REQUEST_SECONDS: Final = 60.0
 REACH_SECONDS: Final = 2.0
@@ -111,6 +114,31 @@ def _accepts_connections(address: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+KEY_VARIABLE: Final = "FINETUNE_API_KEY"
+
+
+def key_of(backend: Backend, endpoint: InferenceDeployment) -> str:
+    """A key of the Secret that the endpoint names; empty if it names none.
+
+    Raises:
+        OperationError: the Secret cannot be read or has no key.
+    """
+    serving = endpoint.spec.serving
+    reference = serving.api_keys_secret_ref if serving is not None else None
+    if reference is None:
+        return ""
+    needs = f"{endpoint.name} requires an API key: set {KEY_VARIABLE} or --key"
+    try:
+        secret = backend.get("Secret", reference.name)
+    except OperationError as error:
+        raise OperationError(f"{needs}; its Secret {reference.name} cannot be read: {error}") from error
+    values = (b64decode(value).decode().strip() for value in (secret or {}).get("data", {}).values())
+    key = next((value for value in values if value), None)
+    if key is None:
+        raise OperationError(f"{needs}; its Secret {reference.name} has no key")
+    return key
 
 
 ANSWER_TOKENS: Final = 16

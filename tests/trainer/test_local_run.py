@@ -83,6 +83,23 @@ def logs(folder: Path, stage: str) -> list[Path]:
     return sorted((folder / ".finetune" / "logs").glob(f"*-{stage}-*.log"))
 
 
+def finetune(folder: Path, *arguments: str) -> str:
+    """The output of a verb that reads the folder."""
+    command = [sys.executable, "-m", "finetune_client", *arguments, "--local", ".finetune"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def is_promoted(folder: Path) -> bool:
+    """Whether any Checkpoint of the folder is promoted."""
+    checkpoints = LocalBackend(folder / ".finetune").objects("Checkpoint")
+    conditions = [each for found in checkpoints for each in found["status"]["conditions"]]
+    return any(each["type"] == "Promoted" and each["status"] == "True" for each in conditions)
+
+
 def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -> None:
     def output() -> str:
         return (folder / "output").read_text()
@@ -115,6 +132,7 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
             answer = client.post(f"{found[1]}/chat/completions", json=question)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"]
+        assert finetune(folder, "chat", "tickets", "Case 2: who?", "--max-tokens", "4").strip()
         second.send_signal(signal.SIGINT)
         assert second.wait(SECONDS) == 0
     trained = logs(folder, "train")
@@ -129,26 +147,16 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
     assert logs(folder, "train") == trained
 
     # Every verb that reads or decides works on the folder too.
-    def finetune(*arguments: str) -> str:
-        command = [sys.executable, "-m", "finetune_client", *arguments, "--local", ".finetune"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def is_promoted() -> bool:
-        checkpoints = LocalBackend(folder / ".finetune").objects("Checkpoint")
-        conditions = [each for found in checkpoints for each in found["status"]["conditions"]]
-        return any(each["type"] == "Promoted" and each["status"] == "True" for each in conditions)
-
-    assert "is rejected: wrong teams" in finetune("reject", "tickets", "--reason", "wrong teams")
-    assert not is_promoted()
-    assert "is approved: read the answers" in finetune("approve", "tickets", "--reason", "read the answers")
-    assert is_promoted()
-    assert "tickets" in finetune("ls")
-    assert "loss" in finetune("report", "tickets")
-    assert "tickets" in finetune("wait", "tickets")
-    assert re.search(CONTINUED, finetune("logs", "tickets", "--stage", "train"))
-    assert finetune("plot", "tickets").strip()
-    assert "files" in finetune("download", "tickets", "copy")
+    assert "is rejected: wrong teams" in finetune(folder, "reject", "tickets", "--reason", "wrong teams")
+    assert not is_promoted(folder)
+    approved = finetune(folder, "approve", "tickets", "--reason", "read the answers")
+    assert "is approved: read the answers" in approved
+    assert is_promoted(folder)
+    assert "tickets" in finetune(folder, "ls")
+    assert "loss" in finetune(folder, "report", "tickets")
+    assert "tickets" in finetune(folder, "wait", "tickets")
+    assert re.search(CONTINUED, finetune(folder, "logs", "tickets", "--stage", "train"))
+    assert finetune(folder, "plot", "tickets").strip()
+    assert "files" in finetune(folder, "download", "tickets", "copy")
     assert list((folder / "copy").rglob("adapter_model.safetensors"))
     assert list((folder / "copy").rglob("*.html"))

@@ -5,14 +5,20 @@ It reads also while `finetune run` works in the folder, and writes only when no 
 """
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from finetune_client.backend import FOLLOW_SECONDS, LogLine, Object, runs_no_stage
 from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.local import worker
 from finetune_client.local.controllers import pods_of
-from finetune_client.local.kubelet import log_path
+from finetune_client.local.files import Content, Input, adapt, claims_of, configmaps_of, generated_content
+from finetune_client.local.kubelet import VolumeFolders, log_path
 from finetune_client.local.persistence import NAMESPACE, ROOT, Folder, StoredCluster, merged
+from finetune_client.local.profile import STORE, machine_profile, this_machine
+from finetune_client.local.session import Session, engine_url
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.labels import OWNER_NAME, STAGE
 from finetune_operator.observe.pod_status import has_ended
@@ -31,6 +37,7 @@ class LocalBackend:
     def __init__(self, root: Path = ROOT, claims: dict[str, Path] | None = None) -> None:
         self._folder = Folder(root)
         self._claims = claims or {}
+        self._configmaps: dict[str, Content] = {}
 
     @property
     def namespace(self) -> str:
@@ -45,14 +52,62 @@ class LocalBackend:
         """All objects of a kind."""
         return [each for each in self._folder.load() if each["kind"] == kind]
 
+    def remember(self, path: Path) -> None:
+        """Keep the ConfigMaps that the kustomization next to manifests generates, for their rows.
+
+        Raises:
+            OperationError: a file of a ConfigMap does not exist.
+        """
+        self._configmaps |= generated_content(path if path.is_dir() else path.parent)
+
     def apply(self, manifest: Object) -> Object:
-        """Create an object or replace its spec. The next `finetune run` acts on it."""
-        with self._folder.locked():
-            cluster, key = StoredCluster(self._folder), (manifest["kind"], manifest["metadata"]["name"])
-            existing = cluster.objects.get(key)
-            if existing is None:
-                return cluster.add(manifest)
-            return self._replace(cluster, {**existing, "spec": manifest["spec"]})
+        """Store an object as this machine can run it; a warning names what is ignored.
+
+        Raises:
+            OperationError: it needs what only a cluster has, its rows or model are missing, or it is a run
+                that was started with another spec.
+        """
+        machine = this_machine()
+        found = Input([manifest])
+        adapted = adapt(
+            found, machine_profile(machine), machine_resource=machine.resource, only_preflight=False
+        )
+        for note in found.notes:
+            warnings.warn(note, stacklevel=3)
+        for each in adapted:
+            self._check_sources(each)
+            with self._folder.locked():
+                session = Session(self._folder, self._volumes)
+                session.apply(each)
+                return session.cluster.objects[each["kind"], each["metadata"]["name"]]
+        return manifest
+
+    def _check_sources(self, manifest: Object) -> None:
+        """The claims and ConfigMaps that an object names exist on this machine."""
+        for name in sorted(claims_of([manifest]) - {STORE}):
+            if not (folder := self.store_folder(f"pvc://{name}")).is_dir():
+                raise OperationError(
+                    f"pvc://{name}: folder {folder} does not exist: make it, with the files of the claim",
+                    exit_code=ProgramExit.INVALID,
+                )
+        for name in sorted(configmaps_of([manifest]) - self._configmaps.keys()):
+            raise OperationError(
+                f"configmap://{name}: no kustomization.yaml next to the submitted file makes ConfigMap"
+                f" {name}: put the rows below {self.store_folder(f'pvc://{STORE}')}, and name them pvc://{STORE}/…",
+                exit_code=ProgramExit.INVALID,
+            )
+
+    @property
+    def _volumes(self) -> VolumeFolders:
+        return VolumeFolders(claims=self._claims, configmaps=self._configmaps)
+
+    def carrying_out(self) -> AbstractContextManager[Callable[[float], None]]:
+        """During the block, runs continue while its value waits for a number of seconds."""
+        return worker.carrying_out(self._folder, self._volumes)
+
+    def serving(self, endpoint: str) -> AbstractContextManager[str]:
+        """During the block, an endpoint serves; yields its base URL when it is ready."""
+        return worker.serving(self._folder, self._volumes, endpoint)
 
     def patch(self, kind: str, name: str, patch: Object) -> Object:
         """Change an object by a JSON merge patch, and reconcile it. What needs a process waits for a run."""
@@ -126,6 +181,20 @@ class LocalBackend:
         if not file.is_relative_to(root) or not file.is_file():
             raise OperationError(f"{uri} does not exist in {root}")
         return file.read_bytes()
+
+    def url(self, endpoint: str) -> str:
+        """Base URL at which a program serves an endpoint now.
+
+        Raises:
+            OperationError: no program does.
+        """
+        url = engine_url(StoredCluster(self._folder), endpoint)
+        if url is None:
+            raise OperationError(
+                f"InferenceDeployment {endpoint} is not served now",
+                ["finetune run FILES: serves it until Ctrl-C"],
+            )
+        return url
 
     def store_folder(self, uri: str) -> Path:
         """The folder in place of the claim of a store."""

@@ -55,7 +55,7 @@ def read_files(files: Sequence[Path]) -> Input:
         for number, manifest in enumerate(read_objects(path), 1):
             _add(found, path, number, manifest)
     for folder in dict.fromkeys(path.resolve().parent for path in paths):
-        _generated(folder, found)
+        found.contents["ConfigMap"] |= generated_content(folder)
     if not found.of("FineTuneJob") and not found.of("Evaluation") and not found.of("InferenceDeployment"):
         raise _invalid(
             f"{', '.join(map(str, files))}: no FineTuneJob, Evaluation or InferenceDeployment, so there is"
@@ -121,8 +121,13 @@ def _check(path: Path, manifest: Manifest) -> None:
         ) from error
 
 
-def _generated(folder: Path, found: Input) -> None:
-    """The ConfigMaps that the kustomization of a folder generates from files and literals."""
+def generated_content(folder: Path) -> dict[str, Content]:
+    """The ConfigMaps that the kustomization of a folder generates from files and literals, by name.
+
+    Raises:
+        OperationError: one of the files does not exist.
+    """
+    contents: dict[str, Content] = {}
     for generator in (_kustomization(folder) or {}).get("configMapGenerator", ()):
         keys: dict[str, Path | bytes] = {}
         for entry in generator.get("files", ()):
@@ -133,7 +138,8 @@ def _generated(folder: Path, found: Input) -> None:
             keys[key if equals else path.name] = path
         literals = (each.partition("=") for each in generator.get("literals", ()))
         values = {key: value.encode() for key, _, value in literals}
-        found.contents["ConfigMap"][generator["name"]] = {**keys, **values}
+        contents[generator["name"]] = {**keys, **values}
+    return contents
 
 
 def folder_content(folder: Path) -> Content:

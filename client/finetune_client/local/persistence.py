@@ -53,6 +53,10 @@ def merged(document: Any, patch: Any) -> Any:
     return result
 
 
+class FolderInUse(OperationError):
+    """Another program carries out the runs of a folder."""
+
+
 class Folder:
     """The files of local runs.
 
@@ -68,7 +72,7 @@ class Folder:
         """Be the only program that runs something in this folder.
 
         Raises:
-            OperationError: another program does.
+            FolderInUse: another program does.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("a+", encoding="utf-8") as lock:
@@ -77,7 +81,7 @@ class Folder:
             except OSError as error:
                 lock.seek(0)
                 holder = lock.read().strip()
-                raise OperationError(
+                raise FolderInUse(
                     f"another `finetune run` (process {holder}) works in {self.root}: wait until it ends, or"
                     " use another folder with --folder",
                     exit_code=ProgramExit.INVALID,

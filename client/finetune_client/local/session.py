@@ -265,11 +265,16 @@ class Session:
 
     def url(self, endpoint: str) -> str | None:
         """Base URL of an endpoint whose engine is ready; None before that."""
-        owner = self.cluster.objects["InferenceDeployment", endpoint]
-        if not has_condition(owner, ConditionType.READY, "True"):
-            return None
-        for pod in self.cluster.of("Pod").values():
-            labels, marks = pod["metadata"].get("labels", {}), pod["metadata"].get("annotations", {})
-            if labels.get(OWNER_NAME) == endpoint and PORT in marks and has_condition(pod, "Ready", "True"):
-                return f"http://127.0.0.1:{marks[PORT]}/v1"
+        return engine_url(self.cluster, endpoint)
+
+
+def engine_url(cluster: StoredCluster, endpoint: str) -> str | None:
+    """Base URL of an endpoint whose engine is ready; None before that."""
+    owner = cluster.objects["InferenceDeployment", endpoint]
+    if not has_condition(owner, ConditionType.READY, "True"):
         return None
+    for pod in cluster.of("Pod").values():
+        labels, marks = pod["metadata"].get("labels", {}), pod["metadata"].get("annotations", {})
+        if labels.get(OWNER_NAME) == endpoint and PORT in marks and has_condition(pod, "Ready", "True"):
+            return f"http://127.0.0.1:{marks[PORT]}/v1"
+    return None

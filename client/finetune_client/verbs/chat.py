@@ -2,7 +2,6 @@
 """`chat`: questions to a served model, or to two of them side by side."""
 
 import sys
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from openai import OpenAI, OpenAIError
 from finetune_client.backend import Backend
 from finetune_client.conversation import Conversation, Speaker
 from finetune_client.decisions import evaluated_checkpoint, followers_of
-from finetune_client.endpoint import Endpoint, open_endpoint
+from finetune_client.endpoint import KEY_VARIABLE, Endpoint, key_of, open_endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import console, printable
+from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Connect, connected
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -29,7 +29,6 @@ BASE: Final = "base"
 """Name under which an endpoint with adapters serves its base model."""
 MAX_RETRIES: Final = 2
 """As clients of the OpenAI API have by default; an endpoint under load asks for them."""
-KEY_VARIABLE: Final = "FINETUNE_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ def chat(
         typer.Argument(
             help="InferenceDeployment, or Checkpoint or run that one serves, or the URL of a server.",
             metavar="ENDPOINT|CHECKPOINT|RUN|URL",
+            autocompletion=complete_runs,
         ),
     ],
     question: Annotated[
@@ -117,7 +117,8 @@ def _reached(name: str, key: str, backend_of: Callable[[], Backend]) -> Iterator
     target = find_target(backend, name)
     access = getattr(backend, "access", None)
     if access is None:
-        yield Endpoint(target.endpoint.status.url, target.endpoint.status.url, key=key), target.model
+        url = backend.url(target.endpoint.name)  # type: ignore[attr-defined] # of a folder
+        yield Endpoint(url, url, key=key), target.model
         return
     with open_endpoint(
         access, target.endpoint.name, backend.namespace, key or key_of(backend, target.endpoint)
@@ -202,25 +203,3 @@ def _unserved(checkpoint: Checkpoint, endpoints: list[InferenceDeployment]) -> O
         [*commands, f"kubectl -n {namespace} apply -f FILE"],
         yaml.safe_dump(manifest, sort_keys=False).splitlines(),
     )
-
-
-def key_of(backend: Backend, endpoint: InferenceDeployment) -> str:
-    """A key of the Secret that the endpoint names; empty if it names none.
-
-    Raises:
-        OperationError: the Secret cannot be read or has no key.
-    """
-    serving = endpoint.spec.serving
-    reference = serving.api_keys_secret_ref if serving is not None else None
-    if reference is None:
-        return ""
-    needs = f"{endpoint.name} requires an API key: set {KEY_VARIABLE} or --key"
-    try:
-        secret = backend.get("Secret", reference.name)
-    except OperationError as error:
-        raise OperationError(f"{needs}; its Secret {reference.name} cannot be read: {error}") from error
-    values = (b64decode(value).decode().strip() for value in (secret or {}).get("data", {}).values())
-    key = next((value for value in values if value), None)
-    if key is None:
-        raise OperationError(f"{needs}; its Secret {reference.name} has no key")
-    return key

@@ -11,6 +11,7 @@ from finetune_client.backend import Backend, Object, read_object
 from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
+from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Connect, connected
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -19,11 +20,15 @@ from finetune_operator.api.inference_deployment import InferenceDeployment
 CheckpointOrRun = Annotated[
     str,
     typer.Argument(
-        help="Checkpoint, or a run for the Checkpoint that it evaluated.", metavar="CHECKPOINT|RUN"
+        help="Checkpoint, or a run for the Checkpoint that it evaluated.",
+        metavar="CHECKPOINT|RUN",
+        autocompletion=complete_runs,
     ),
 ]
 Why = Annotated[str, typer.Option("--reason", help="Reason, recorded in spec.approval.", metavar="TEXT")]
-Run = Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")]
+Run = Annotated[
+    str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME", autocompletion=complete_runs)
+]
 
 
 @connected()

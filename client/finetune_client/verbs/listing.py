@@ -2,7 +2,9 @@
 """`ls`: the runs of a namespace, or of all."""
 
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -16,6 +18,8 @@ from finetune_client.verbs.options import Connect, Namespace, Output, OutputForm
 
 KIND: Final = "FineTuneJob"
 COLUMN_SPACE: Final = 3
+COMPLETION_SECONDS: Final = 2.0
+"""Seconds for which a shell waits for the names of runs."""
 
 
 @connected()
@@ -47,19 +51,24 @@ def ls(
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of runs that begin like this, for the completion of shells."""
+    """Names of runs that begin like this, for the completion of shells; none after COMPLETION_SECONDS."""
     options = ctx.params
-    try:
-        backend: Backend = connect(
-            options.get("namespace") or "",
-            options.get("context") or "",
-            options.get("kubeconfig"),
-            options.get("local"),
-        )
-        names = [str(row["cells"][0]) for page in _tables(backend) for row in page["rows"]]
-    except OperationError:
+    names: list[str] = []
+
+    def read() -> None:
         # A shell shows nothing of a completion but its words.
-        return []
+        with suppress(Exception):
+            backend: Backend = connect(
+                options.get("namespace") or "",
+                options.get("context") or "",
+                options.get("kubeconfig"),
+                options.get("local"),
+            )
+            names.extend(str(row["cells"][0]) for page in _tables(backend) for row in page["rows"])
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(COMPLETION_SECONDS)
     return [name for name in names if name.startswith(incomplete)]
 
 

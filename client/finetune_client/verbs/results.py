@@ -14,6 +14,7 @@ from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.run_report import RunReport
 from finetune_client.tables import PLAIN_WIDTH, console
+from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import DOCUMENTS, Connect, Output, OutputFormat, connected, print_document
 from finetune_operator.api.dataset import Dataset
 
@@ -22,7 +23,9 @@ PLOT_LINES: Final = 20
 
 @connected()
 def report(
-    name: Annotated[str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the FineTuneJob.", metavar="NAME", autocompletion=complete_runs)
+    ],
     *,
     open_page: Annotated[
         bool,
@@ -44,7 +47,10 @@ def report(
 
 @connected()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Two or more FineTuneJobs.", metavar="A B…")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Two or more FineTuneJobs.", metavar="A B…", autocompletion=complete_runs),
+    ],
     *,
     output: Output = None,
     connect: Connect,
@@ -60,7 +66,10 @@ def compare(
 
 @connected()
 def plot(
-    names: Annotated[list[str], typer.Argument(help="One or more FineTuneJobs.", metavar="NAME…")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="One or more FineTuneJobs.", metavar="NAME…", autocompletion=complete_runs),
+    ],
     *,
     svg: Annotated[
         Path | None, typer.Option("--svg", help="Write an SVG file instead of drawing.", metavar="FILE")

@@ -32,6 +32,7 @@ from finetune_client.local.machine_checks import check_memory, check_model, chec
 from finetune_client.local.persistence import ROOT, Folder
 from finetune_client.local.profile import STORE, Machine, as_default, machine_profile, this_machine
 from finetune_client.local.session import RUNS, UNTIL, FailedRun, Session, Until, activity
+from finetune_client.local.worker import claim_object
 from finetune_client.offline.manifests import SUFFIXES, read_objects
 from finetune_operator.observe.pod_status import condition, has_condition
 from finetune_operator.plan import Manifest
@@ -240,7 +241,7 @@ class LocalRun:
 
     def apply(self, profile: Manifest, objects: Sequence[Manifest]) -> None:
         """Apply the objects and what they need."""
-        for manifest in (profile, *map(_claim, sorted({STORE, *claims_of(objects)})), *objects):
+        for manifest in (profile, *map(claim_object, sorted({STORE, *claims_of(objects)})), *objects):
             self.session.apply(manifest)
         self.session.settle()
 
@@ -340,16 +341,6 @@ class LocalRun:
 
 def _name(manifest: Manifest) -> str:
     return str(manifest["metadata"]["name"])
-
-
-def _claim(name: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {"accessModes": ["ReadWriteMany"]},
-        "status": {"phase": "Bound"},
-    }
 
 
 def _error(kind: str, name: str, failure: FailedRun) -> OperationError:

@@ -13,6 +13,7 @@ from finetune_client.transfer.display import Display
 from finetune_client.transfer.results import Fetched, Part, What, fetch, find_parts
 from finetune_client.transfer.stores import Stores, Uploaded, bring
 from finetune_client.transfer.uploading import Upload, read_upload, total_size
+from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Connect, connected
 
 Image = Annotated[
@@ -78,7 +79,12 @@ def _next_step(found: Upload, uploaded: Uploaded) -> str:
 @connected()
 def download(
     name: Annotated[
-        str, typer.Argument(help="A run (FineTuneJob) or a Checkpoint.", metavar="RUN|CHECKPOINT")
+        str,
+        typer.Argument(
+            help="A run (FineTuneJob) or a Checkpoint.",
+            metavar="RUN|CHECKPOINT",
+            autocompletion=complete_runs,
+        ),
     ],
     folder: Annotated[
         Path | None,

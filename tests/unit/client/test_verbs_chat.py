@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune_client import endpoint
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.program import main
 from finetune_client.verbs import chat, options
@@ -78,7 +79,8 @@ def test_an_endpoint_of_local_runs_is_asked_at_its_own_url(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving() as endpoint:
-        backend = MemoryBackend(desk(url=endpoint.url))
+        backend = MemoryBackend(desk(url="http://desk.local.svc/v1"))
+        backend.url = lambda name: {"desk": endpoint.url}[name]  # type: ignore[attr-defined]
         monkeypatch.setattr(options, "connect", lambda **_: backend)
         assert end("chat", "desk", "Who?") == 0
     assert capsys.readouterr().out == "router\n answers\n"
@@ -131,7 +133,7 @@ def test_a_name_that_nothing_has_lists_the_endpoints() -> None:
 
 
 def key_of(backend: MemoryBackend, spec: Any = None) -> str:
-    return chat.key_of(backend, InferenceDeployment.model_validate(desk(spec)))
+    return endpoint.key_of(backend, InferenceDeployment.model_validate(desk(spec)))
 
 
 def test_the_key_of_an_endpoint_is_in_the_secret_that_it_names() -> None:
