@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_operator.observe.pod_status import has_condition
-from finetune_operator.status.reasons import ConditionType
 
-END_STATES: Final = (ConditionType.READY, ConditionType.STALLED)
-"""States of a FineTuneJob that runs no further stage."""
 FOLLOW_SECONDS: Final = 1.0
 """Seconds between two looks for further pods and lines."""
 MAX_NAMES: Final = 10
@@ -66,7 +62,11 @@ class Backend(Protocol):
 
 def runs_no_stage(job: Object) -> bool:
     """Whether a FineTuneJob has ended."""
-    return any(has_condition(job, state, "True") for state in END_STATES)
+    # Verbs without objects, such as init, start without the operator's models.
+    from finetune_operator.observe.pod_status import has_condition
+    from finetune_operator.status.reasons import ConditionType
+
+    return any(has_condition(job, state, "True") for state in (ConditionType.READY, ConditionType.STALLED))
 
 
 def read_object(backend: Backend, kind: str, name: str, commands: Sequence[str] = ()) -> Object:

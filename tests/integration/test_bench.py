@@ -45,4 +45,4 @@ def test_a_small_crowd_stays_below_its_ceilings_of_requests_and_writes(name: str
     assert stage.phases.keys() == crowd.ceilings.keys()
     for phase, figures in stage.phases.items():
         assert figures.writes <= crowd.ceilings[phase].writes, phase
-        assert figures.requests_per_second <= crowd.ceilings[phase].requests_per_second, phase
+        assert figures.requests <= crowd.ceilings[phase].requests, phase

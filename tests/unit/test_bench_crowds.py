@@ -36,7 +36,7 @@ def test_each_phase_has_a_column_with_figures_and_ceilings(name: str) -> None:
     sheet = crowd.sheet(crowd.size, phases)
     assert sheet.columns == ("", *crowd.ceilings)
     first = next(iter(crowd.ceilings.values()))
-    assert sheet.rows[0][1] == f"{first.requests_per_second:.2f} (≤ {first.requests_per_second:g})"
+    assert sheet.rows[0][1] == f"{first.requests:,} (≤ {first.requests:,})"
     assert f"<!-- Written by python -m tools.bench.operator.crowds {name} from here -->" in PAGE.read_text()
     with pytest.raises(BenchError, match="did not measure"):
         crowd.sheet(crowd.size, {})

@@ -3,7 +3,7 @@
 
 python -m tools.bench.operator.listing [RUNS]
 
-Both print the table of the API server. The benchmark writes the runs and their statuses itself; no operator runs.
+Both print the table of the API server. The benchmark itself writes the runs with their statuses.
 """
 
 import asyncio
