@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from finetune_client.local.backend import LocalBackend
 
 POLL_SECONDS: Final = 1.0
-MAX_RETRIES: Final = 2
-"""Retries of a client of an endpoint, as the openai package has by default."""
 
 
 class Client:
@@ -122,10 +120,12 @@ class Client:
         Raises:
             OperationError: the endpoint does not exist, is not reachable, or its key cannot be read.
         """
+        from openai import DEFAULT_MAX_RETRIES
+
         from finetune_client.endpoint import Endpoint, key_of, open_endpoint
 
         if (local := self._local) is not None:
-            with local.serving(endpoint) as url, Endpoint(url, url).client(MAX_RETRIES) as openai:
+            with local.serving(endpoint) as url, Endpoint(url, url).client(DEFAULT_MAX_RETRIES) as openai:
                 yield openai
             return
         found = read_object(self.backend, "InferenceDeployment", endpoint)
@@ -133,7 +133,7 @@ class Client:
         access = self.backend.access  # type: ignore[attr-defined] # of a cluster
         with (
             open_endpoint(access, endpoint, self.namespace, key) as route,
-            route.client(MAX_RETRIES) as openai,
+            route.client(DEFAULT_MAX_RETRIES) as openai,
         ):
             yield openai
 

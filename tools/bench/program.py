@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,6 +128,43 @@ class ProgramResult:
     peak_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """Result of one run of a command; the figures are those of `ProgramResult`."""
+
+    output: bytes
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
+    """Run a command in the root of the repository.
+
+    Raises:
+        BenchError: it failed.
+    """
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    if process.stdout is None:
+        raise BenchError(f"{' '.join(command)} has no standard output")
+    with _Sampler(process.pid) as sampler:
+        output = process.stdout.read()
+    # The usage of this child and its descendants, not of earlier children.
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    if process.returncode:
+        raise BenchError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return CommandResult(
+        output=output,
+        seconds=seconds,
+        processor_seconds=usage.ru_utime + usage.ru_stime,
+        peak_bytes=max(sampler.peak_bytes, usage.ru_maxrss << 10),
+    )
+
+
 def run(module: str, *arguments: str) -> ProgramResult:
     """Run `python -m MODULE ARGUMENTS FOLDER` with a temporary folder.
 
@@ -138,29 +175,15 @@ def run(module: str, *arguments: str) -> ProgramResult:
     parent.mkdir(parents=True, exist_ok=True)
     # On the same disk as the input: the system's temporary folder may be in memory.
     with TemporaryDirectory(dir=parent) as folder:
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments, folder],
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": folder},
-            stdout=subprocess.PIPE,
+        result = run_command(
+            (sys.executable, "-m", module, *arguments, folder),
+            {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": folder},
         )
-        if process.stdout is None:
-            raise BenchError(f"{module} has no standard output")
-        with _Sampler(process.pid) as sampler:
-            output = process.stdout.read()
-        # The usage of this child and its descendants, not of earlier children.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.stdout.close()
-    if process.returncode:
-        raise BenchError(f"{module} ended with exit code {process.returncode}")
     return ProgramResult(
-        printed=json.loads(output.splitlines()[-1]),
-        seconds=seconds,
-        processor_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=max(sampler.peak_bytes, usage.ru_maxrss << 10),
+        printed=json.loads(result.output.splitlines()[-1]),
+        seconds=result.seconds,
+        processor_seconds=result.processor_seconds,
+        peak_bytes=result.peak_bytes,
     )
 
 

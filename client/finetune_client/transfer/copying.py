@@ -13,6 +13,7 @@ from typing import BinaryIO, Final, TypeVar
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer.files import ConnectionLost, Files
 from finetune_client.transfer.stored_files import CHUNK_BYTES, NO_SPACE, OnBytes, StoredFilesError
+from finetune_trainer.disk_space import size_text
 from finetune_trainer.manifest import hash_content, hash_file, ignore_bytes
 
 Answer = TypeVar("Answer")
@@ -326,13 +327,3 @@ def space_error(needed: int, path: Path) -> OperationError | None:
         f"{path} needs {size_text(needed)}, but {existing} has {size_text(left)} left: free some, or name"
         " another folder"
     )
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for people: `3.4 GiB`."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

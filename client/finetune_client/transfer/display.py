@@ -15,8 +15,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from finetune_client.transfer.copying import size_text
 from finetune_client.transfer.stored_files import OnBytes
+from finetune_trainer.disk_space import size_text
 
 LINE_SECONDS: Final = 10.0
 """Time between two lines when the output is not a terminal."""

@@ -18,12 +18,12 @@ from finetune_client.transfer.copying import (
     Wanted,
     insist,
     receive,
-    size_text,
     space_error,
 )
 from finetune_client.transfer.files import Files
 from finetune_client.transfer.stored_files import StoredFilesError
 from finetune_operator.manifests.volumes import parse_location, parse_store
+from finetune_trainer.disk_space import size_text
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, digest_of
 
 MAX_MANIFEST_BYTES: Final = 16 << 20

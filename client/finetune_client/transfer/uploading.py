@@ -17,12 +17,13 @@ from typing import Final
 from finetune_client.backend import Object
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.transfer.copying import Carrier, LocalFile, insist, send, size_text
+from finetune_client.transfer.copying import Carrier, LocalFile, insist, send
 from finetune_client.transfer.files import Files
 from finetune_client.transfer.pod import PROGRAM, check_rights
 from finetune_client.transfer.stored_files import OnBytes
 from finetune_operator.api.labels import MANAGED_BY
 from finetune_operator.manifests.volumes import NAME
+from finetune_trainer.disk_space import size_text
 
 MAX_CONFIGMAP_BYTES: Final = 900 * 1024
 """A ConfigMap holds 1 MiB, with its keys."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 import yaml
-from openai import OpenAI, OpenAIError
+from openai import DEFAULT_MAX_RETRIES, OpenAI, OpenAIError
 
 from finetune_client.backend import Backend
 from finetune_client.conversation import Conversation, Speaker
@@ -27,8 +27,6 @@ from finetune_operator.status.conditions import present_state
 
 BASE: Final = "base"
 """Name under which an endpoint with adapters serves its base model."""
-MAX_RETRIES: Final = 2
-"""As clients of the OpenAI API have by default; an endpoint under load asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def chat(
     settings = {field: value for field, value in settings.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
     reached = _reached(name, key, connect)
-    with reached as (route, default), route.client(MAX_RETRIES) as client:
+    with reached as (route, default), route.client(DEFAULT_MAX_RETRIES) as client:
         first = model or default or _first_model(client)
         asked = [each for each in (first, second) if each]
         speakers = [Speaker(client, each, settings, list(messages)) for each in asked]

@@ -8,13 +8,14 @@ import typer
 
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.transfer.copying import AGAIN, Carrier, Patience, size_text
+from finetune_client.transfer.copying import AGAIN, Carrier, Patience
 from finetune_client.transfer.display import Display
 from finetune_client.transfer.results import Fetched, Part, What, fetch, find_parts
 from finetune_client.transfer.stores import Stores, Uploaded, bring
 from finetune_client.transfer.uploading import Upload, read_upload, total_size
 from finetune_client.verbs.listing import complete_runs
 from finetune_client.verbs.options import Connect, connected
+from finetune_trainer.disk_space import size_text
 
 Image = Annotated[
     str | None,

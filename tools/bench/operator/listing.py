@@ -9,11 +9,8 @@ Both print the table of the API server. The benchmark itself writes the runs wit
 import asyncio
 import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
@@ -25,7 +22,7 @@ from tools.bench.operator.history import create_with_status
 from tools.bench.operator.request_ledger import USER
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.page import BenchError, Sheet
-from tools.bootstrap.uv import ROOT
+from tools.bench.program import CommandResult, run_command
 from tools.cluster import ControlPlane
 from tools.cluster.toolchain import program
 
@@ -39,44 +36,14 @@ BEGIN: Final = "<!-- Written by python -m tools.bench.operator.listing from here
 app = typer.Typer(add_completion=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One run of a program.
-
-    Attributes:
-        lines: number of lines that it printed.
-        seconds: from the start of the process to its end.
-        peak_bytes: its maximum resident memory.
-    """
-
-    lines: int
-    seconds: float
-    peak_bytes: int
-
-
-def listed(command: Sequence[str]) -> Listed:
-    """Run a program that prints runs.
-
-    Raises:
-        BenchError: it failed.
-    """
-    begin = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=_environment()) as process:
-        printed = process.stdout.read() if process.stdout is not None else b""
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise BenchError(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return Listed(printed.count(b"\n"), seconds, usage.ru_maxrss << 10)
-
-
 def _environment() -> dict[str, str]:
     """As in a shell of a user, whose Python caches bytecode."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def measure(plane: ControlPlane, runs: int, progress: Callable[[str], None]) -> dict[str, list[Listed]]:
+def measure(
+    plane: ControlPlane, runs: int, progress: Callable[[str], None]
+) -> dict[str, list[CommandResult]]:
     """Fill the namespace, and run both programs in alternation.
 
     Raises:
@@ -89,13 +56,13 @@ def measure(plane: ControlPlane, runs: int, progress: Callable[[str], None]) -> 
         "finetune ls": (sys.executable, "-m", "finetune_client", "ls", *options),
         "kubectl get": (str(program("kubectl")), "get", "finetunejobs", *options),
     }
-    measured: dict[str, list[Listed]] = {name: [] for name in programs}
+    measured: dict[str, list[CommandResult]] = {name: [] for name in programs}
     for turn in range(ROUNDS + 1):
         for name, command in programs.items():
             progress(f"{name}, round {turn + 1} of {ROUNDS + 1}")
-            result = listed(command)
-            if result.lines != runs + 1:
-                raise BenchError(f"{name} printed {result.lines} lines for {runs} runs")
+            result = run_command(command, _environment())
+            if (lines := result.output.count(b"\n")) != runs + 1:
+                raise BenchError(f"{name} printed {lines} lines for {runs} runs")
             # The first round fills caches: bytecode, discovery, the server's.
             if turn:
                 measured[name].append(result)
@@ -132,7 +99,7 @@ def ended_run(number: int) -> Manifest:
     return {**workload.finetunejob(number), "status": status}
 
 
-def sheet(runs: int, measured: dict[str, list[Listed]]) -> Sheet:
+def sheet(runs: int, measured: dict[str, list[CommandResult]]) -> Sheet:
     """The medians as a table."""
     seconds = {name: statistics.median(each.seconds for each in rounds) for name, rounds in measured.items()}
     peaks = {name: max(each.peak_bytes for each in rounds) / MEBIBYTE for name, rounds in measured.items()}
