@@ -29,6 +29,10 @@ from tools.images.tags import References
 MAX_SECONDS: Final = 1800
 """Maximum duration of a test and its fixtures, on a busy machine."""
 
+AT_THE_END: Final = ("test_analysis.py", "test_rights.py")
+"""Modules for the end, in order: one loads endpoints until their figures are significant, which takes minutes
+instead of seconds beside the training of all modules; one checks the requests of the whole session."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -40,11 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the tests of the whole session to its end, and bound each with the fixtures that it waits for."""
-    last = Path(__file__).with_name("test_rights.py")
-    items.sort(key=lambda item: item.path == last)
+    """Move modules to the end, and bound each test with the fixtures that it waits for."""
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: AT_THE_END.index(item.path.name) if item.path.name in AT_THE_END else -1)
     for item in items:
-        if item.path.parent == last.parent:
+        if item.path.parent == folder:
             item.add_marker(pytest.mark.timeout(MAX_SECONDS))
 
 

@@ -85,6 +85,7 @@ def _matching(pattern: str) -> tuple[str, ...]:
 
 SEPARATE_SESSIONS: Final = {
     "training": _matching("trainer/test_train_*.py"),
+    "preflight": _matching("trainer/test_preflight_*.py"),
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
     "evaluation": _matching("trainer/test_evaluate*.py"),
     "resume matrix": ("tests/trainer/test_resume_matrix.py",),
