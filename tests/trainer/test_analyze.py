@@ -124,8 +124,11 @@ def pod(
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/metrics"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/metrics"
+        finally:
+            # Without it, the thread of a closed server uses a whole processor.
+            server.shutdown()
 
 
 def analyze(
