@@ -29,7 +29,7 @@ from tools.images.tags import References
 MAX_SECONDS: Final = 1800
 """Maximum duration of a test and its fixtures, on a busy machine."""
 
-AT_THE_END: Final = ("test_analysis.py", "test_rights.py")
+AT_THE_END: Final = [Path(__file__).with_name(name) for name in ("test_analysis.py", "test_rights.py")]
 """Modules for the end, in order: one loads endpoints until their figures are significant, which takes minutes
 instead of seconds beside the training of all modules; one checks the requests of the whole session."""
 
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move modules to the end, and bound each test with the fixtures that it waits for."""
     folder = Path(__file__).parent
-    items.sort(key=lambda item: AT_THE_END.index(item.path.name) if item.path.name in AT_THE_END else -1)
+    items.sort(key=lambda item: AT_THE_END.index(item.path) if item.path in AT_THE_END else -1)
     for item in items:
         if item.path.parent == folder:
             item.add_marker(pytest.mark.timeout(MAX_SECONDS))

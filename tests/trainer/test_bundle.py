@@ -106,7 +106,7 @@ class Trained:
     ("base", "rslora", "end"),
     [
         (whole, False, "</s>"),
-        pytest.param(without_template, True, "</s>", marks=pytest.mark.full),
+        (without_template, True, "</s>"),
         (with_gemma_tokens, False, "<end_of_turn>"),
     ],
 )

@@ -52,9 +52,7 @@ def test_the_predicted_memory_is_within_ten_percent_of_the_peak_of_a_real_step(
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "method", ["Full", *(pytest.param(name, marks=pytest.mark.full) for name in ("LoRA", "DPO"))]
-)
+@pytest.mark.parametrize("method", ["LoRA", "Full", pytest.param("DPO", marks=pytest.mark.full)])
 def test_two_shallow_models_give_the_figures_of_a_deep_one(method: str) -> None:
     shape = StepShape(rows=1, length=128, checkpointing=method == "DPO")
 

@@ -346,7 +346,6 @@ def test_when_the_leader_is_lost_while_it_publishes_it_publishes_again(
     assert two.result == undisturbed.model_copy(update={"restarts": 1})
 
 
-@pytest.mark.full
 def test_a_pod_with_two_devices_saves_when_it_is_stopped(two: Pods, undisturbed: TrainResult) -> None:
     pod = two.start_devices()
     pod.read_until("saved the state after step 4")
