@@ -145,12 +145,14 @@ def test_no_suite_starts_after_the_time_is_over_and_those_left_out_are_named(
     assert "old" in peers.page.read_text()
 
 
-@pytest.mark.parametrize(("seconds", "minutes", "of_peers"), [(40 * 60, 33, 30), (75 * 60, -2, -5)])
-def test_ci_gives_the_suites_the_minutes_that_what_ran_before_them_left(
-    tmp_path: Path, seconds: int, minutes: int, of_peers: int
-) -> None:
+@pytest.mark.parametrize("minutes", [20, 75])
+def test_ci_gives_the_suites_the_minutes_that_what_ran_before_them_left(tmp_path: Path, minutes: int) -> None:
+    """`make verify` and `make test` end `minutes` and twice `minutes` after the start."""
+    until, peers_until = map(int, re.findall(r"minutes_until (\d+)", (ROOT / ".ci" / "run").read_text()))
+    verified, tested = (1_700_000_000 + ended * 60 for ended in (minutes, 2 * minutes))
     programs = {
-        "make": f'echo "$@" >> {tmp_path}/calls; echo {1_700_000_000 + seconds} > {tmp_path}/now',
+        "make": f"""echo "$@" >> {tmp_path}/calls
+case $1 in verify) echo {verified} ;; *) echo {tested} ;; esac > {tmp_path}/now""",
         "date": f'test "$*" = +%s; cat {tmp_path}/now',
     }
     (tmp_path / "now").write_text("1700000000")
@@ -164,8 +166,8 @@ def test_ci_gives_the_suites_the_minutes_that_what_ran_before_them_left(
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls == [
         "verify",
-        f"test MINUTES={minutes}",
-        f"test-peers CACHED=1 MINUTES={of_peers}",
+        f"test MINUTES={until - minutes}",
+        f"test-peers CACHED=1 MINUTES={peers_until - 2 * minutes}",
         "cluster-down",
     ]
 
