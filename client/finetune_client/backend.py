@@ -3,9 +3,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from finetune_client.errors import OperationError, ProgramExit
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Parsed = TypeVar("Parsed", bound="BaseModel")
 
 FOLLOW_SECONDS: Final = 1.0
 """Seconds between two looks for further pods and lines."""
@@ -58,6 +63,27 @@ class Backend(Protocol):
 
     def read(self, uri: str) -> bytes:
         """A file of the store, such as a page that a status names."""
+
+
+def parse(model: "type[Parsed]", found: Object) -> "Parsed":
+    """An object of a backend as the operator's model.
+
+    Raises:
+        OperationError: it has values that the model does not know, because the operator is newer.
+    """
+    # Verbs without objects, such as init, start without pydantic.
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise OperationError(
+            f"{model.__name__} {found['metadata']['name']} has a value that this program does not know"
+            f" ({field}: {first['msg']}): use the program of the operator's release",
+            ["docs/versions.md: which releases work together"],
+        ) from error
 
 
 def runs_no_stage(job: Object) -> bool:

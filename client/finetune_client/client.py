@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from finetune_client.backend import Backend, LogLine, Object, read_object
+from finetune_client.backend import Backend, LogLine, Object, parse, read_object
 from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.manifests import SUFFIXES, read_objects
@@ -78,11 +78,11 @@ class Client:
         else:
             manifests = list(objects)
         applied = [self.backend.apply(manifest) for manifest in manifests]
-        return [Run(self, FineTuneJob.model_validate(each)) for each in applied if is_run(each)]
+        return [Run(self, parse(FineTuneJob, each)) for each in applied if is_run(each)]
 
     def runs(self, model: str = "") -> "list[Run]":
         """Runs by time of creation; with `model`, those of this model line."""
-        jobs = [FineTuneJob.model_validate(each) for each in self.backend.objects("FineTuneJob")]
+        jobs = [parse(FineTuneJob, each) for each in self.backend.objects("FineTuneJob")]
         jobs.sort(key=lambda job: (str(job.metadata.creation_timestamp), job.name))
         return [Run(self, job) for job in jobs if model in ("", job.spec.model_line)]
 
@@ -96,12 +96,12 @@ class Client:
 
     def endpoints(self) -> list[InferenceDeployment]:
         """Endpoints by name."""
-        found = [InferenceDeployment.model_validate(x) for x in self.backend.objects("InferenceDeployment")]
+        found = [parse(InferenceDeployment, x) for x in self.backend.objects("InferenceDeployment")]
         return sorted(found, key=lambda endpoint: endpoint.name)
 
     def checkpoints(self, model: str = "") -> list[Checkpoint]:
         """Checkpoints by name; with `model`, those of this model line."""
-        found = [Checkpoint.model_validate(each) for each in self.backend.objects("Checkpoint")]
+        found = [parse(Checkpoint, each) for each in self.backend.objects("Checkpoint")]
         found = [checkpoint for checkpoint in found if model in ("", checkpoint.spec.model_line)]
         return sorted(found, key=lambda checkpoint: checkpoint.name)
 
@@ -129,7 +129,7 @@ class Client:
                 yield openai
             return
         found = read_object(self.backend, "InferenceDeployment", endpoint)
-        key = key_of(self.backend, InferenceDeployment.model_validate(found))
+        key = key_of(self.backend, parse(InferenceDeployment, found))
         access = self.backend.access  # type: ignore[attr-defined] # of a cluster
         with (
             open_endpoint(access, endpoint, self.namespace, key) as route,
@@ -284,7 +284,7 @@ def read_run(backend: Backend, name: str) -> FineTuneJob:
         OperationError: it does not exist; the message lists other runs.
     """
     found = read_object(backend, "FineTuneJob", name, ["finetune ls: the runs of the namespace"])
-    return FineTuneJob.model_validate(found)
+    return parse(FineTuneJob, found)
 
 
 def find_checkpoint(backend: Backend, job: FineTuneJob) -> Checkpoint | None:
@@ -293,7 +293,7 @@ def find_checkpoint(backend: Backend, job: FineTuneJob) -> Checkpoint | None:
     best = next((each.name for each in job.status.checkpoints if each.best), None)
     name = evaluation.checkpoint if evaluation is not None else best
     found = backend.get("Checkpoint", name) if name else None
-    return Checkpoint.model_validate(found) if found is not None else None
+    return parse(Checkpoint, found) if found is not None else None
 
 
 def wait_for(
@@ -343,8 +343,13 @@ def read_manifests(path: Path | str) -> list[Object]:
             _check_manifest(f"{file}, object {number}", each, skips=path.is_dir(), manifests=manifests)
     if not manifests:
         raise OperationError(f"{path} has no objects of {API_VERSION}", exit_code=ProgramExit.INVALID)
-    runs_last = {"Dataset": 0, "InferenceDeployment": 2}
-    return sorted(manifests, key=lambda manifest: runs_last.get(manifest["kind"], 1))
+    return in_order(manifests)
+
+
+def in_order(manifests: Iterable[Object]) -> list[Object]:
+    """Objects with those first that others refer to."""
+    order = {"Dataset": 0, "InferenceDeployment": 2}
+    return sorted(manifests, key=lambda manifest: order.get(manifest["kind"], 1))
 
 
 def _check_manifest(where: str, found: Object, *, skips: bool, manifests: list[Object]) -> None:

@@ -43,8 +43,12 @@ class ClusterBackend:
         """All objects of a kind, read in pages."""
         return self.access.objects(kind, "" if all_namespaces else self._namespace, selector)
 
-    def apply(self, manifest: Object) -> Object:
+    def apply(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """Server-side apply; a field that the cluster's definitions would drop is refused.
+
+        Args:
+            manifest: the object.
+            dry_run: whether the API server only says what it would answer.
 
         Raises:
             OperationError: the API server refused it; the message names the object and the field.
@@ -52,6 +56,8 @@ class ClusterBackend:
         kind, name = str(manifest["kind"]), str(manifest["metadata"]["name"])
         namespace = manifest["metadata"].get("namespace") or self._namespace
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
         try:
             return self._changed("PATCH", path(kind, namespace, name), query, manifest, APPLY)
         except OperationError as error:

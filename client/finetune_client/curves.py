@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from plotext import figure
 
-from finetune_client.backend import Object
+from finetune_client.backend import Object, parse
 from finetune_client.errors import OperationError
 from finetune_client.tables import printable
 from finetune_operator.api.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def curve_of(
     found = checkpoint(last)
     if found is None:
         raise OperationError(f"Checkpoint {last}, which had the loss curve of {job.name}, was deleted")
-    points = Checkpoint.model_validate(found).spec.loss_curve or ()
+    points = parse(Checkpoint, found).spec.loss_curve or ()
     if not points:
         raise OperationError(f"Checkpoint {last} has no loss curve: the report of the run has it")
     return Curve(

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.backend import Backend, Object
+from finetune_client.backend import Backend, Object, parse
 from finetune_client.errors import OperationError
 from finetune_client.tables import printable
 from finetune_operator.api.checkpoint import Checkpoint
@@ -82,25 +82,19 @@ class RunStatus:
         checkpoint: Object | None = None,
     ) -> "RunStatus":
         """Create the status from the objects of the API server, without events from before the run."""
-        run = FineTuneJob.model_validate(job)
+        run = parse(FineTuneJob, job)
         since = (run.metadata.creation_timestamp or now) - APPLY_TOLERANCE
         return cls(
             run,
-            InferenceDeployment.model_validate(endpoint) if endpoint is not None else None,
+            parse(InferenceDeployment, endpoint) if endpoint is not None else None,
             _run_events(events, since),
             now,
-            Checkpoint.model_validate(checkpoint) if checkpoint is not None else None,
+            parse(Checkpoint, checkpoint) if checkpoint is not None else None,
         )
 
     def condition(self, type_: ConditionType) -> Condition | None:
         """The run's condition of this type if it is True."""
         return true_condition(self.job.status.conditions, type_)
-
-    @property
-    def served_checkpoint(self) -> str | None:
-        """The Checkpoint that the endpoint serves."""
-        served = self.endpoint.status.models if self.endpoint is not None else ()
-        return served[0].checkpoint if served else None
 
     @property
     def own_checkpoint(self) -> str | None:
@@ -110,11 +104,11 @@ class RunStatus:
 
     @property
     def serves_own(self) -> bool:
-        """Whether the endpoint is Ready and serves only this run's Checkpoint."""
+        """Whether the endpoint is Ready, and one of its models is this run's Checkpoint."""
         return (
             self.endpoint is not None
             and self.own_checkpoint is not None
-            and self.served_checkpoint == self.own_checkpoint
+            and self.own_checkpoint in {model.checkpoint for model in self.endpoint.status.models}
             and true_condition(self.endpoint.status.conditions, ConditionType.READY) is not None
         )
 
@@ -385,8 +379,6 @@ def _event(event: RunEvent) -> str:
 
 
 POLL_SECONDS: Final = 1.0
-PATIENCE_SECONDS: Final = 900.0
-"""A run and its endpoint without any change for so long count as stuck."""
 
 
 class StalledError(OperationError):
@@ -408,14 +400,25 @@ class Follower:
         backend: where they are.
         console: where they are shown.
         job: name of the FineTuneJob.
-        endpoint: name of the InferenceDeployment; empty selects one that follows the model line, if any.
+        endpoint: name of the InferenceDeployment; empty selects one that follows the model line, if any,
+            only to show it.
         explains: whether plain lines also have what the run waits for, and the prediction.
+        patience_seconds: time without any change after which the run or the endpoint counts as stuck. By
+            default never: a run may wait for a queue, an approval or a device.
     """
 
     def __init__(
-        self, backend: Backend, console: Console, job: str, endpoint: str = "", *, explains: bool = False
+        self,
+        backend: Backend,
+        console: Console,
+        job: str,
+        endpoint: str = "",
+        *,
+        explains: bool = False,
+        patience_seconds: float = math.inf,
     ) -> None:
         self._backend = backend
+        self._patience_seconds = patience_seconds
         self._job = job
         self._endpoint = endpoint
         self._extra: Callable[[], str] = lambda: ""
@@ -456,7 +459,7 @@ class Follower:
             extra: an additional line to show.
 
         Raises:
-            StalledError: the run or the endpoint is stalled, or nothing changed for PATIENCE_SECONDS.
+            StalledError: the run or the named endpoint is stalled, or nothing changed for `patience_seconds`.
             OperationError: the run was deleted.
         """
         changed_at, before = time.monotonic(), ""
@@ -471,8 +474,8 @@ class Follower:
                 state = f"{status.job.status!r} {status.endpoint!r}"
                 if state != before:
                     changed_at, before = time.monotonic(), state
-                elif time.monotonic() - changed_at > PATIENCE_SECONDS:
-                    minutes = PATIENCE_SECONDS / 60
+                elif time.monotonic() - changed_at > self._patience_seconds:
+                    minutes = self._patience_seconds / 60
                     raise self._failure(status, f"no change for {minutes:.0f} min: {status.activity}")
                 time.sleep(POLL_SECONDS)
 
@@ -480,7 +483,7 @@ class Follower:
         stalled = status.condition(ConditionType.STALLED)
         if stalled is not None:
             raise self._failure(status, f"FineTuneJob {self._job}: {stalled.reason}: {stalled.message}")
-        if status.endpoint is not None:
+        if self._endpoint and status.endpoint is not None:
             stalled = true_condition(status.endpoint.status.conditions, ConditionType.STALLED)
             if stalled is not None:
                 raise self._failure(

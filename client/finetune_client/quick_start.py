@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The short cut from a file of rows: its Dataset, run and endpoint, as YAML that is then an ordinary input.
 
-The rows are named by their digest below the claim of the default store, which is where `finetune upload` puts
-them on a cluster. A local run finds its copy under the same URI, so the same YAML works in both places.
+The URI of the rows has their digest. A local run keeps a copy of them where `finetune upload` puts them in a
+cluster whose default store is `pvc://artifacts`. A run in a cluster uploads them, and writes the URI of the
+upload.
 """
 
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +21,8 @@ from finetune_client.backend import Object
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local.persistence import ROOT
 from finetune_client.local.profile import STORE
-from finetune_client.transfer.uploading import Upload, object_name, read_upload, store_path
+from finetune_client.offline.manifests import SUFFIXES
+from finetune_client.transfer.uploading import DIGEST_LENGTH, Upload, object_name, read_upload, store_path
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRICS
 from finetune_trainer.contract.vocabulary import Subject
@@ -51,13 +53,11 @@ class QuickStart:
     Attributes:
         manifest: YAML file with the objects, next to the rows.
         objects: the objects in it.
-        rows: copy of the rows for local runs, below the folder of local runs.
         said: lines for the user: the guessed columns, and where the files are.
     """
 
     manifest: Path
     objects: list[Object]
-    rows: Path
     said: tuple[str, ...]
 
 
@@ -73,39 +73,120 @@ def objects_for(rows: Path, model: str, gates: Sequence[str] = (), *, serve: boo
     Raises:
         OperationError: the rows cannot be read, their columns cannot be guessed, or a model or gate is wrong.
     """
-    return _objects(rows, _read(rows), model, gates, serve=serve)
+    return _objects(rows, _local_source(_read(rows)), model, gates, serve=serve)
+
+
+Place = Callable[[Upload], Object]
+"""Brings rows to where a run reads them. Returns `uri`, and `credentialsSecretRef` if pods need one."""
 
 
 def write_quick_start(
-    rows: Path, model: str, gates: Sequence[str] = (), *, serve: bool = False, root: Path = ROOT
+    rows: Path, model: str, gates: Sequence[str] = (), *, serve: bool = False, place: Place
 ) -> QuickStart:
-    """Write the objects to a YAML file next to the rows, and the rows to where local runs find them.
+    """Write the objects to a YAML file next to the rows, and bring the rows to where runs read them.
 
-    The same call writes the same files again, so that a run continues.
+    The same call writes the same file again, so that a run continues. With another `place` only the location
+    of the rows changes.
+
+    Args:
+        rows: a file of rows in any format that a Dataset reads.
+        model: URI of the base model.
+        gates: bounds such as `loss <= 1.5`.
+        serve: whether there is an endpoint.
+        place: brings the rows there; called after everything else was checked.
 
     Raises:
-        OperationError: as `objects_for`; or the YAML file exists with another content, which is kept.
+        OperationError: as `objects_for`; or the YAML file exists with another content, which is kept; or as
+            `place`.
     """
     upload = _read(rows)
-    objects = _objects(rows, upload, model, gates, serve=serve)
+    objects = _objects(rows, _local_source(upload), model, gates, serve=serve)
     manifest = rows.with_name(f"{rows.name.partition('.')[0]}.yaml")
-    text = _text(objects, rows)
-    if manifest.exists() and manifest.read_text(encoding="utf-8") != text:
+    before = manifest.read_text(encoding="utf-8") if manifest.exists() else None
+    if before is not None and not _differs_only_in_place(before, _text(objects, rows), upload):
         raise OperationError(
             f"{manifest} exists, and these rows, model and gates would change it. Run the file as it is, or"
             " remove it",
             [shlex.join(["finetune", "run", str(manifest)]), shlex.join(["rm", str(manifest)])],
             exit_code=ProgramExit.EXISTS,
         )
-    stored = root / "claims" / STORE / store_path(upload)
-    if not stored.exists():
-        _copy(rows, stored)
-    is_new = not manifest.exists()
+    (source,) = objects[0]["spec"]["sources"]
+    columns = source.get("columns")
+    source.clear()
+    source |= place(upload) | ({} if columns is None else {"columns": columns})
+    text = _text(objects, rows)
     manifest.write_text(text, encoding="utf-8")
-    (columns,) = (source.get("columns") for source in objects[0]["spec"]["sources"])
     said = [] if columns is None else [f"columns guessed by their names: {_pairs(columns)}"]
-    said.append(f"{'wrote' if is_new else 'kept'} {manifest}: {', '.join(each['kind'] for each in objects)}")
-    return QuickStart(manifest, objects, stored, tuple(said))
+    done = "wrote" if before is None else "kept" if before == text else "changed the location of the rows in"
+    said.append(f"{done} {manifest}: {', '.join(each['kind'] for each in objects)}")
+    return QuickStart(manifest, objects, tuple(said))
+
+
+def manifest_files(
+    files: Sequence[Path],
+    model: str,
+    gates: Sequence[str],
+    place: Callable[[Path], Place],
+    *,
+    serve: bool,
+) -> tuple[Sequence[Path], Sequence[str]]:
+    """The files with objects of a run, and what was written to make them from a file of rows.
+
+    Args:
+        files: YAML files; with a model, one file of rows.
+        model: base model of the rows; empty if the files are YAML.
+        gates: bounds for the rows.
+        place: brings a file of rows to where the run reads it.
+        serve: whether rows get an endpoint.
+
+    Raises:
+        OperationError: the arguments contradict each other; or as `write_quick_start`.
+    """
+    rows = next((path for path in files if path.is_file() and path.suffix not in SUFFIXES), None)
+    if model:
+        if len(files) != 1:
+            raise OperationError("--model needs one file of rows", exit_code=ProgramExit.INVALID)
+        quick_start = write_quick_start(files[0], model, gates, serve=serve, place=place(files[0]))
+        return [quick_start.manifest], quick_start.said
+    if rows is not None:
+        raise OperationError(
+            f"{rows} is a file of rows: name its base model, as in --model hf://ORG/NAME",
+            exit_code=ProgramExit.INVALID,
+        )
+    if gates:
+        raise OperationError(
+            "--gate belongs to --model and a file of rows; the gates of YAML files are in their"
+            " spec.evaluation.gates",
+            exit_code=ProgramExit.INVALID,
+        )
+    return files, ()
+
+
+def keep_for_local_runs(rows: Path, root: Path = ROOT) -> Place:
+    """Copies the rows to where the local runs of a folder read them."""
+
+    def place(upload: Upload) -> Object:
+        stored = root / "claims" / STORE / store_path(upload)
+        if not stored.exists():
+            _copy(rows, stored)
+        return _local_source(upload)
+
+    return place
+
+
+def _local_source(upload: Upload) -> Object:
+    return {"uri": f"pvc://{STORE}/{store_path(upload)}"}
+
+
+PLACE_LINES: Final = re.compile(
+    r"\A# .*\n|^  - uri: .*\n(?:    credentialsSecretRef:\n      name: .*\n)?", re.MULTILINE
+)
+"""What depends on the location of the rows in a written file: its first comment, and the source."""
+
+
+def _differs_only_in_place(before: str, text: str, upload: Upload) -> bool:
+    has_rows = upload.sha256[:DIGEST_LENGTH] in before
+    return before == text or (has_rows and PLACE_LINES.sub("", before) == PLACE_LINES.sub("", text))
 
 
 def _pairs(columns: dict[str, str]) -> str:
@@ -118,9 +199,8 @@ def _read(rows: Path) -> Upload:
     return read_upload(rows)
 
 
-def _objects(rows: Path, upload: Upload, model: str, gates: Sequence[str], *, serve: bool) -> list[Object]:
+def _objects(rows: Path, source: Object, model: str, gates: Sequence[str], *, serve: bool) -> list[Object]:
     name = _name(rows)
-    source: Object = {"uri": f"pvc://{STORE}/{store_path(upload)}"}
     template = _columns(rows, source)
     dataset = {"sources": [source], **({} if template is None else {"template": template})}
     base_model = _base_model(model)
@@ -232,8 +312,12 @@ def _bar(gates: Sequence[Object]) -> Object:
 
 
 def _text(objects: Sequence[Object], rows: Path) -> str:
+    (source,) = objects[0]["spec"]["sources"]
     upload = shlex.join(["finetune", "upload", str(rows), "--to", f"pvc://{STORE}"])
-    head = f"# A local run finds the rows in {ROOT}. For a cluster, first: {upload}\n"
+    head = f"A local run finds the rows in {ROOT}. For a cluster, first: {upload}"
+    if not source["uri"].startswith(f"pvc://{STORE}/"):
+        head = f"The rows of {rows.name} were uploaded by `finetune run --cluster`."
+    head = f"# {head}\n"
     return head + "---\n".join(f"# {COMMENTS[each['kind']]}\n{_dumped(each)}" for each in objects)
 
 

@@ -3,7 +3,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import yaml
 from finetune_client import Client
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.program import main
+from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL
 from finetune_trainer.contract.configs import EvaluateConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.fakekubelet import FakeKubelet
@@ -170,3 +171,111 @@ def test_a_client_in_python_reads_and_cancels_a_run(
     assert client.run("mine").job.spec.cancel is True
     with pytest.raises(OperationError, match="not promoted after"):
         run.wait("promoted", timeout=0.1)
+
+
+ROWS = "message,team\nMy bill is wrong,billing\nWhere is my parcel?,delivery\n"
+
+
+@pytest.fixture
+def default_profile(api: Api, namespace: str, kubelet: FakeKubelet) -> Iterator[None]:
+    """The profile of the test's namespace is the default of the cluster."""
+    name = manifests.profile_name(namespace)
+    mark = {"metadata": {"annotations": {DEFAULT_PROFILE_LABEL: "true"}}}
+    api.patch("ComputeProfile", "", name, mark)
+    api.patch("ComputeProfile", "", name, {"spec": {"store": {"uri": "pvc://artifacts"}}})
+    yield
+    api.patch("ComputeProfile", "", name, {"metadata": {"annotations": {DEFAULT_PROFILE_LABEL: None}}})
+
+
+@pytest.mark.usefixtures("default_profile")
+def test_rows_become_an_endpoint_in_the_cluster_by_one_command(
+    program: Program, tmp_path: Path, api: Api, namespace: str, operators: Operators
+) -> None:
+    operators.start().wait_active()
+    rows = tmp_path / "tickets.csv"
+    rows.write_text(ROWS)
+    line = f"run --cluster {rows} --model pvc://models/tiny --gate 'exact_match >= 0.8'"
+
+    shown = program(line)
+
+    (configmap,) = [each for each in api.list("ConfigMap", namespace) if each.get("immutable")]
+    name = configmap["metadata"]["name"]
+    assert configmap["data"] == {"tickets.csv": ROWS}
+    dataset, _, endpoint = yaml.safe_load_all((tmp_path / "tickets.yaml").read_text())
+    assert dataset["spec"]["sources"][0] == {
+        "uri": f"configmap://{name}/tickets.csv",
+        "columns": {"prompt": "message", "completion": "team"},
+    }
+    assert "columns guessed by their names: prompt = message, completion = team" in shown
+    assert "FineTuneJob tickets is promoted" in shown
+    assert "exact_match" in shown[shown.index("is promoted") :]
+    assert f"InferenceDeployment tickets serves: finetune chat tickets -n {namespace}" in shown
+    before = api.get("FineTuneJob", namespace, "tickets")
+
+    again = program(line)
+
+    assert "kept " in again
+    assert "FineTuneJob tickets is promoted" in again
+    after = api.get("FineTuneJob", namespace, "tickets")
+    assert before is not None
+    assert after is not None
+    assert before["spec"] == after["spec"]
+    assert before["metadata"]["uid"] == after["metadata"]["uid"]
+    assert endpoint["spec"]["models"] == [{"name": "tickets", "follow": {"modelLine": "tickets"}}]
+
+
+@pytest.mark.parametrize("outcome", ["worst"], indirect=True)
+def test_a_run_in_the_cluster_that_misses_its_gates_is_reported_with_the_exit_code_of_wait(
+    program: Program, file: Path, tmp_path: Path, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    operators.start().wait_active()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+
+    shown = program(
+        f"run --cluster {file} --configmap tickets={tmp_path / 'rows'}", code=ProgramExit.GATES_FAILED
+    )
+
+    assert "ConfigMap tickets applied" in shown
+    assert "exact_match" in shown
+    assert "is not promoted: exact_match 0.1 < 0.8" in program.err
+
+
+def test_rows_that_a_run_in_the_cluster_would_not_find_are_named_before_anything_is_applied(
+    program: Program, file: Path, api: Api, namespace: str
+) -> None:
+    program(f"run --cluster {file}", code=ProgramExit.INVALID)
+    assert f"configmap://tickets: namespace {namespace} has no ConfigMap tickets" in program.err
+    assert "--configmap tickets=FOLDER" in program.err
+    assert api.list("Dataset", namespace) == []
+
+
+def test_all_objects_that_the_cluster_refuses_are_named_and_none_is_applied(
+    program: Program, file: Path, tmp_path: Path, api: Api, namespace: str
+) -> None:
+    for name in ("routing", "again"):
+        api.create(suspended(namespace, name))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    run, rows = yaml.safe_load_all(file.read_text())
+    run["spec"]["modelLine"] = "another"
+    again = {**run, "metadata": {"name": "again"}}
+    file.write_text(yaml.safe_dump_all([rows, run, again]))
+
+    program(f"run --cluster {file} --configmap tickets={tmp_path}", code=ProgramExit.INVALID)
+
+    assert "the API server refuses 2 objects, and nothing was applied" in program.err
+    assert "FineTuneJob routing: " in program.err
+    assert "FineTuneJob again: " in program.err
+    assert api.list("Dataset", namespace) == []
+    assert api.get("ConfigMap", namespace, "tickets") is None
+
+
+def test_an_invalid_file_is_refused_with_its_line_as_by_validate(program: Program, file: Path) -> None:
+    text = file.read_text().replace("modelLine:", "modelLin:")
+    file.write_text(text)
+    line = text[: text.index("modelLin:")].count("\n") + 1
+
+    program(f"run --cluster {file}", code=ProgramExit.INVALID)
+
+    assert "the files are not valid" in program.err
+    assert f"{file}:{line}: FineTuneJob/routing: spec.modelLin: unknown field; did you mean" in program.err

@@ -35,6 +35,8 @@ SECOND_RUN: Final = EXAMPLE / "v2"
 NAME: Final = "ticket-routing"
 """Name of the first run, its model line, its endpoint and the served model."""
 
+PATIENCE_SECONDS: Final = 900.0
+"""A run and its endpoint without any change for so long count as stuck."""
 TERMINATING_SECONDS: Final = 180.0
 LOG_LINES: Final = 5
 """Number of log lines per container of a failed run."""
@@ -132,7 +134,13 @@ class Story:
         load.raise_failures()
 
     def _follower(self, job: str) -> Follower:
-        return Follower(ClusterBackend(self._access, NAMESPACE), self._console, job, NAME)
+        return Follower(
+            ClusterBackend(self._access, NAMESPACE),
+            self._console,
+            job,
+            NAME,
+            patience_seconds=PATIENCE_SECONDS,
+        )
 
     def _follow(
         self, follower: Follower, done: Callable[[RunStatus], bool], extra: Callable[[], str] = lambda: ""

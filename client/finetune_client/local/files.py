@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a local run: their objects, the ConfigMaps next to them, and what one machine cannot do."""
+"""The files of a run: their objects, the ConfigMaps next to them, and what one machine cannot do."""
 
 import base64
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.offline.manifests import read_objects
+from finetune_client.offline.findings import Severity, counted
+from finetune_client.offline.manifests import WrittenObject, read_objects, read_written
+from finetune_client.offline.validation import judge
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import API_VERSION
 from finetune_operator.plan import Manifest
 
 KUSTOMIZATION: Final = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+READ_FIELDS: Final = frozenset(
+    {"apiVersion", "kind", "metadata", "resources", "configMapGenerator", "generatorOptions", "namespace"}
+)
+"""Fields of a kustomization that a run carries out, or that change nothing for it."""
 REPLACED: Final = frozenset({"PersistentVolumeClaim", "Namespace"})
 """Kinds of Kubernetes for which a local run has a folder. Other kinds are ignored, and named."""
 
@@ -32,11 +37,13 @@ class Input:
         objects: objects of our kinds.
         contents: content of ConfigMaps and Secrets, by kind and name: keys with files or values.
         notes: one line per thing that is ignored.
+        namespace: that of the kustomization of a folder; empty if it names none.
     """
 
     objects: list[Manifest] = field(default_factory=list)
     contents: dict[str, dict[str, Content]] = field(default_factory=lambda: {"ConfigMap": {}, "Secret": {}})
     notes: list[str] = field(default_factory=list)
+    namespace: str = ""
 
     def of(self, kind: str) -> list[Manifest]:
         """The objects of a kind."""
@@ -47,13 +54,19 @@ def read_files(files: Sequence[Path]) -> Input:
     """The objects of YAML files or of the folders of kustomizations.
 
     Raises:
-        OperationError: a file cannot be read, is not YAML, or an object is not valid.
+        OperationError: a file cannot be read, is not YAML, or an object is not valid; the details have the
+            lines.
     """
     found = Input()
     paths = list(_expanded(files))
-    for path in paths:
-        for number, manifest in enumerate(read_objects(path), 1):
-            _add(found, path, number, manifest)
+    written = {path: read_written(path) for path in dict.fromkeys(paths)}
+    _refuse_invalid([each for objects in written.values() for each in objects])
+    for path, objects in written.items():
+        for number, each in enumerate(objects, 1):
+            _add(found, path, number, each.value)
+    for path in files:
+        if path.is_dir():
+            found.namespace = str((_kustomization(path) or {}).get("namespace") or found.namespace)
     for folder in dict.fromkeys(path.resolve().parent for path in paths):
         found.contents["ConfigMap"] |= generated_content(folder)
     if not found.of("FineTuneJob") and not found.of("Evaluation") and not found.of("InferenceDeployment"):
@@ -74,6 +87,13 @@ def _expanded(files: Iterable[Path]) -> Iterator[Path]:
         if kustomization is None:
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
             continue
+        if unread := sorted(kustomization.keys() - READ_FIELDS):
+            raise OperationError(
+                f"{path}: `finetune run` does not carry out {', '.join(unread)} of a kustomization: let"
+                " kubectl write the objects, and name the file",
+                [shlex.join(["kubectl", "kustomize", str(path)]) + " > objects.yaml"],
+                exit_code=ProgramExit.INVALID,
+            )
         for resource in kustomization.get("resources", ()):
             yield from _expanded([path / resource])
 
@@ -94,31 +114,26 @@ def _add(found: Input, path: Path, number: int, manifest: Manifest) -> None:
     if not isinstance(kind, str) or not isinstance(name, str):
         raise _invalid(f"{path}: document {number} has no kind or no metadata.name")
     if manifest.get("apiVersion") == API_VERSION and kind in KINDS_BY_NAME:
-        _check(path, manifest)
-        found.objects.append({**manifest, "metadata": {**metadata, "namespace": None}})
-        del found.objects[-1]["metadata"]["namespace"]
+        found.objects.append(manifest)
     elif kind in found.contents:
         found.contents[kind][name] = dict(_values(manifest))
     elif kind not in REPLACED:
         found.notes.append(f"{kind} {name} is ignored: only a cluster has it")
 
 
-def _check(path: Path, manifest: Manifest) -> None:
-    """Refuse an object that its model refuses, with all its fields.
+def _refuse_invalid(written: Sequence[WrittenObject]) -> None:
+    """Refuse objects that the API server would refuse, as `finetune validate` does.
 
     Raises:
-        OperationError: it is not valid.
+        OperationError: one is not valid.
     """
-    try:
-        KINDS_BY_NAME[manifest["kind"]].model.model_validate(manifest)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)
-        ]
-        what = f"{manifest['kind']} {manifest['metadata']['name']}"
+    errors = [str(each) for each in judge(written) if each.finding.severity is Severity.ERROR]
+    if errors:
         raise OperationError(
-            f"{path}: {what} is not valid", details=problems, exit_code=ProgramExit.INVALID
-        ) from error
+            f"the files are not valid ({counted(len(errors), 'error')}), and nothing was started:",
+            details=errors,
+            exit_code=ProgramExit.INVALID,
+        )
 
 
 def generated_content(folder: Path) -> dict[str, Content]:
@@ -200,7 +215,8 @@ def adapt(found: Input, profile: Manifest, *, machine_resource: str, only_prefli
         elif kind == "Evaluation" and spec.get("profile") not in (None, name):
             found.notes.append(f"{what}: profile {spec.pop('profile')} is ignored: it runs with {name}")
         _check_custom_metrics(what, spec, profile)
-        adapted.append({**manifest, "spec": spec} if "spec" in manifest else manifest)
+        metadata = {key: value for key, value in manifest["metadata"].items() if key != "namespace"}
+        adapted.append({**manifest, "metadata": metadata} | ({"spec": spec} if "spec" in manifest else {}))
     return adapted
 
 

@@ -122,7 +122,12 @@ def read_manifests(source: ManifestFile) -> Iterator[WrittenObject | Located]:
 
 
 def read_objects(path: File) -> list[dict[str, Any]]:
-    """Objects of a file, with the values that kubectl would send.
+    """Objects of a file, with the values that kubectl would send. Raises OperationError as `read_written`."""
+    return [each.value for each in read_written(path)]
+
+
+def read_written(path: File) -> list[WrittenObject]:
+    """Objects of a file, with their lines and the values that kubectl would send.
 
     Raises:
         OperationError: the file, or a document of it, cannot be read, or is not an object.
@@ -143,7 +148,7 @@ def read_objects(path: File) -> list[dict[str, Any]]:
                 f"{path}:{line}: a document is a {type(each.value).__name__}, not an object",
                 exit_code=ProgramExit.INVALID,
             )
-        objects.append(each.value)
+        objects.append(each)
     return objects
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from pydantic import ValidationError
-
-from finetune_client.backend import Backend
+from finetune_client.backend import Backend, parse
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.transfer.copying import Carrier, Patience
@@ -68,14 +66,7 @@ def default_profile(backend: ClusterBackend) -> ComputeProfile | None:
             f"more than one ComputeProfile is marked as the default ({names}), so the store is not known:"
             " name it with --to, and ask the platform team to leave the mark on one of them"
         )
-    try:
-        return ComputeProfile.model_validate(found[0])
-    except ValidationError as error:
-        name = found[0]["metadata"]["name"]
-        raise OperationError(
-            f"ComputeProfile {name} has fields that this program does not know"
-            f" ({error.errors()[0]['msg']}): use the program of the operator's release"
-        ) from error
+    return parse(ComputeProfile, found[0])
 
 
 def find_target(backend: ClusterBackend, uri: str | None) -> UploadTarget:

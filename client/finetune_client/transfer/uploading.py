@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,8 @@ MAX_CONFIGMAP_BYTES: Final = 900 * 1024
 CONFIGMAP_RIGHTS: Final = (("create", "configmaps", ""), ("get", "configmaps", ""))
 MAX_NAME: Final = 100
 MAX_OBJECT_NAME: Final = 40
+DIGEST_LENGTH: Final = 10
+"""Hexadecimal digits of a digest in the name of a ConfigMap."""
 UPLOADS: Final = "uploads"
 """Folder of a store with uploaded files: `uploads/<64 hex>/<name>`."""
 MODEL_FILE: Final = "config.json"
@@ -224,21 +226,23 @@ def build_configmap(upload: Upload, name: str | None) -> Object:
             exit_code=ProgramExit.INVALID,
         )
     stem = object_name(upload.name)
+    name = name or f"{stem or 'rows'}-{upload.sha256[:DIGEST_LENGTH]}"
+    contents = ((_safe(file.name), b"".join(file.chunks(0))) for file in upload.files)
+    return configmap_of(name, contents) | {"immutable": True}
+
+
+def configmap_of(name: str, contents: Iterable[tuple[str, bytes]]) -> Object:
+    """A ConfigMap with these keys."""
     manifest: Object = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": name or f"{stem or 'rows'}-{upload.sha256[:10]}",
-            "labels": {MANAGED_BY: PROGRAM},
-        },
-        "immutable": True,
+        "metadata": {"name": name, "labels": {MANAGED_BY: PROGRAM}},
     }
-    for file in upload.files:
-        content = b"".join(file.chunks(0))
+    for key, content in contents:
         try:
-            manifest.setdefault("data", {})[_safe(file.name)] = content.decode()
+            manifest.setdefault("data", {})[key] = content.decode()
         except UnicodeDecodeError:
-            manifest.setdefault("binaryData", {})[_safe(file.name)] = b64encode(content).decode()
+            manifest.setdefault("binaryData", {})[key] = b64encode(content).decode()
     return manifest
 
 

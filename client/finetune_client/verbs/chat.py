@@ -11,7 +11,7 @@ import typer
 import yaml
 from openai import DEFAULT_MAX_RETRIES, OpenAI, OpenAIError
 
-from finetune_client.backend import Backend
+from finetune_client.backend import Backend, parse
 from finetune_client.conversation import Conversation, Speaker
 from finetune_client.decisions import evaluated_checkpoint, followers_of
 from finetune_client.endpoint import KEY_VARIABLE, Endpoint, key_of, open_endpoint
@@ -140,10 +140,10 @@ def find_target(backend: Backend, name: str) -> ChatTarget:
     """
     found = backend.get("InferenceDeployment", name)
     if found is not None:
-        endpoint = InferenceDeployment.model_validate(found)
+        endpoint = parse(InferenceDeployment, found)
         return ChatTarget(_ready(endpoint), endpoint.model_names[0])
     checkpoint = _checkpoint(backend, name)
-    endpoints = [InferenceDeployment.model_validate(each) for each in backend.objects("InferenceDeployment")]
+    endpoints = [parse(InferenceDeployment, each) for each in backend.objects("InferenceDeployment")]
     for endpoint in endpoints:
         for served in endpoint.status.models:
             if served.checkpoint == checkpoint.name:
@@ -162,11 +162,11 @@ def _checkpoint(backend: Backend, name: str) -> Checkpoint:
                 f" endpoints: {', '.join(names) or 'none'}",
                 exit_code=ProgramExit.INVALID,
             )
-        made = evaluated_checkpoint(FineTuneJob.model_validate(job))
+        made = evaluated_checkpoint(parse(FineTuneJob, job))
         found = backend.get("Checkpoint", made)
         if found is None:
             raise OperationError(f"Checkpoint {made} of FineTuneJob {name} was deleted")
-    return Checkpoint.model_validate(found)
+    return parse(Checkpoint, found)
 
 
 def _ready(endpoint: InferenceDeployment) -> InferenceDeployment:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from finetune_client import decisions
-from finetune_client.backend import Backend, Object, read_object
+from finetune_client.backend import Backend, Object, parse, read_object
 from finetune_client.decisions import SpecChange
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.ownership import refuse_if_git_owns
@@ -75,7 +75,7 @@ def rollback(
     def exists(checkpoint: str) -> bool:
         return backend.get("Checkpoint", checkpoint) is not None
 
-    parsed = InferenceDeployment.model_validate(found)
+    parsed = parse(InferenceDeployment, found)
     change = decisions.rollback(parsed, found, to, reason, exists)
     _make(backend, found, change)
 
@@ -90,7 +90,7 @@ def cancel(
     """End a run for good."""
     backend = connect()
     found = read_object(backend, "FineTuneJob", name)
-    change = decisions.cancel(FineTuneJob.model_validate(found))
+    change = decisions.cancel(parse(FineTuneJob, found))
     if change.spec:
         refuse_if_git_owns(change.kind, found, change.spec)
     if change.spec and not yes and sys.stdin.isatty() and not typer.confirm(f"End {name} for good?"):
@@ -107,7 +107,7 @@ def suspend(
     """Suspend a run: it frees its devices and can be resumed."""
     backend = connect()
     found = read_object(backend, "FineTuneJob", name)
-    _make(backend, found, decisions.suspend(FineTuneJob.model_validate(found)))
+    _make(backend, found, decisions.suspend(parse(FineTuneJob, found)))
 
 
 @connected()
@@ -119,7 +119,7 @@ def resume(
     """Resume a suspended run from its last saved state."""
     backend = connect()
     found = read_object(backend, "FineTuneJob", name)
-    _make(backend, found, decisions.resume(FineTuneJob.model_validate(found)))
+    _make(backend, found, decisions.resume(parse(FineTuneJob, found)))
 
 
 def _judge(state: Literal["Approved", "Rejected"], name: str, reason: str, backend: Backend) -> None:
@@ -136,19 +136,17 @@ def _judge(state: Literal["Approved", "Rejected"], name: str, reason: str, backe
                 [f"kubectl -n {backend.namespace} get checkpoints,finetunejobs"],
                 exit_code=ProgramExit.INVALID,
             )
-        name = decisions.evaluated_checkpoint(FineTuneJob.model_validate(job))
+        name = decisions.evaluated_checkpoint(parse(FineTuneJob, job))
         found = read_object(backend, "Checkpoint", name)
     notes = []
     try:
-        endpoints = [
-            InferenceDeployment.model_validate(each) for each in backend.objects("InferenceDeployment")
-        ]
+        endpoints = [parse(InferenceDeployment, each) for each in backend.objects("InferenceDeployment")]
     except OperationError as error:
         # An approver need not see endpoints.
         endpoints = None
         notes.append(f"Its endpoints are not named: {error}")
-    line = [Checkpoint.model_validate(each) for each in backend.objects("Checkpoint")]
-    change = decisions.judge(state, Checkpoint.model_validate(found), reason, line, endpoints)
+    line = [parse(Checkpoint, each) for each in backend.objects("Checkpoint")]
+    change = decisions.judge(state, parse(Checkpoint, found), reason, line, endpoints)
     _make(backend, found, change, notes)
 
 

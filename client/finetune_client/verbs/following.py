@@ -10,7 +10,7 @@ import typer
 from finetune_client.backend import Backend
 from finetune_client.client import Client, find_checkpoint, read_run, wait_for
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.follow import Follower, RunStatus, StalledError, true_condition
+from finetune_client.follow import Follower, RunStatus, true_condition
 from finetune_client.outcome import WaitFor, default_goal, find_outcome
 from finetune_client.tables import console, printable
 from finetune_client.verbs.listing import complete_runs
@@ -116,13 +116,7 @@ def watch_until(backend: Backend, name: str) -> None:
     def done(status: RunStatus) -> bool:
         return find_outcome(status.job, wanted, status.checkpoint) is not None
 
-    try:
-        status = follower.until(done)
-    except StalledError as error:
-        # An endpoint that is stalled does not end a run.
-        status = error.status
-        if find_outcome(status.job, wanted, status.checkpoint) is None:
-            raise
+    status = follower.until(done)
     outcome = find_outcome(status.job, wanted, status.checkpoint)
     if outcome is None:
         raise OperationError(f"FineTuneJob {name} is not {wanted.value}")

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from finetune_client.backend import Backend, Object
+from finetune_client.backend import Backend, Object, parse
 from finetune_client.client import read_run
 from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
@@ -36,13 +36,18 @@ def report(
 ) -> None:
     """Scores with intervals, gates, findings, prediction and cost of a run."""
     backend = connect()
-    job = read_run(backend, name)
-    found = backend.get("Dataset", job.spec.dataset.ref.name) if job.spec.dataset.ref is not None else None
-    made = RunReport(job, Dataset.model_validate(found) if found is not None else None)
+    made = make_report(backend, name)
     if not _printed(made.to_json(), output):
         console().print(made.render(), soft_wrap=False)
     if open_page:
         _open(backend, made)
+
+
+def make_report(backend: Backend, name: str) -> RunReport:
+    """The report of a run. Raises OperationError as `read_run`."""
+    job = read_run(backend, name)
+    found = backend.get("Dataset", job.spec.dataset.ref.name) if job.spec.dataset.ref is not None else None
+    return RunReport(job, parse(Dataset, found) if found is not None else None)
 
 
 @connected()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`finetune run`: the objects of YAML files on this machine, from rows to a served model."""
+"""`finetune run`: the objects of YAML files on this machine or in a cluster, from rows to a served model."""
 
 import signal
 import time
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune_client import tables
+from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.follow import RunStatus, View, create_view, now
 from finetune_client.local.files import (
@@ -33,7 +34,8 @@ from finetune_client.local.persistence import ROOT, Folder
 from finetune_client.local.profile import STORE, Machine, as_default, machine_profile, this_machine
 from finetune_client.local.session import RUNS, UNTIL, FailedRun, Session, Until, activity
 from finetune_client.local.worker import claim_object
-from finetune_client.offline.manifests import SUFFIXES, read_objects
+from finetune_client.offline.manifests import read_objects
+from finetune_client.verbs.options import Context, Kubeconfig, Namespace
 from finetune_operator.observe.pod_status import condition, has_condition
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -73,14 +75,42 @@ def run(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Last stage: " + ", ".join(get_args(Until)))] = None,
     folder: Annotated[Path, typer.Option(help="Folder of the objects, logs and results.")] = ROOT,
-    serve: Annotated[bool, typer.Option(help="Serve the endpoint of the files after the run.")] = True,
+    serve: Annotated[
+        bool,
+        typer.Option(help="Serve the endpoint of the files after the run; with --cluster, wait for it."),
+    ] = True,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Run in a cluster: upload the rows, apply, follow and report."),
+    ] = False,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Carry out the files on this machine, as the cluster would."""
+    """Carry out the files on this machine, as the cluster would; with --cluster in a cluster."""
+    selected = {"--namespace": namespace, "--context": context, "--kubeconfig": kubeconfig}
+    if cluster:
+        folders = {"--claim": claim, "--secret": secret, "--profile": profile, "--until": until}
+        _refuse_for_cluster({**folders, "--folder": None if folder == ROOT else folder})
+        from finetune_client.verbs.cluster_run import run_in_cluster
+
+        backend = connect(namespace, context, kubeconfig)
+        run_in_cluster(backend, files, model, gate, _named("--configmap", configmap), serve=serve)
+        return
+    if named := [option for option, value in selected.items() if value]:
+        raise OperationError(
+            f"{', '.join(named)}: a run on this machine has no cluster; add --cluster to run in one",
+            exit_code=ProgramExit.INVALID,
+        )
+    from finetune_client.quick_start import keep_for_local_runs, manifest_files
+
     stage = _until(until)
     machine = this_machine()
     profiled = _profile(profile, machine)
-    files, said = _manifests(files, model, gate, folder, serve=serve)
-    found = read_files(files)
+    paths, said = manifest_files(
+        files, model, gate, lambda rows: keep_for_local_runs(rows, folder), serve=serve
+    )
+    found = read_files(paths)
     only_preflight = stage in PREDICTIONS
     objects = adapt(found, profiled, machine_resource=machine.resource, only_preflight=only_preflight)
     given = Folders(*(_named(*each) for each in zip(OPTIONS, (claim, configmap, secret), strict=True)))
@@ -108,30 +138,23 @@ PREDICTIONS: Final = ("prepare", "preflight")
 OPTIONS: Final = ("--claim", "--configmap", "--secret")
 
 
-def _manifests(
-    files: list[Path], model: str, gates: list[str], root: Path, *, serve: bool
-) -> tuple[list[Path], Sequence[str]]:
-    """The files with objects, and what was written to make them from a file of rows."""
-    rows = next((path for path in files if path.is_file() and path.suffix not in SUFFIXES), None)
-    if not model:
-        if rows is not None:
-            raise OperationError(
-                f"{rows} is a file of rows: name its base model, as in --model hf://ORG/NAME",
-                exit_code=ProgramExit.INVALID,
-            )
-        if gates:
-            raise OperationError(
-                "--gate belongs to --model and a file of rows; the gates of YAML files are in their"
-                " spec.evaluation.gates",
-                exit_code=ProgramExit.INVALID,
-            )
-        return files, ()
-    from finetune_client.quick_start import write_quick_start
+ONLY_LOCAL: Final = {
+    "--claim": "its rows or models are uploaded: finetune upload FOLDER --to pvc://NAME",
+    "--secret": "a Secret is created before: kubectl create secret generic NAME --from-file=FOLDER",
+    "--profile": "it has its own ComputeProfiles; spec.compute.profile selects one",
+    "--until": "a run carries out all stages; preflight predicts time and cost before it trains",
+    "--folder": "it stores the objects itself",
+}
+"""Options of a run on this machine, and what there is in a cluster instead."""
 
-    if len(files) != 1:
-        raise OperationError("--model needs one file of rows", exit_code=ProgramExit.INVALID)
-    quick_start = write_quick_start(files[0], model, gates, serve=serve, root=root)
-    return [quick_start.manifest], quick_start.said
+
+def _refuse_for_cluster(options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if value:
+            raise OperationError(
+                f"{option} is for a run on this machine. In a cluster, {ONLY_LOCAL[option]}",
+                exit_code=ProgramExit.INVALID,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`submit`: apply manifests, and say what waits for what."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from finetune_client.backend import Object
+from finetune_client.backend import Backend, Object
 from finetune_client.client import Client, Run, read_manifests
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.tables import printable
@@ -26,13 +27,8 @@ def submit(
     """Apply manifests to the cluster by server-side apply, with the field manager `finetune`."""
     manifests = [manifest for file in files for manifest in read_manifests(file)]
     backend = connect()
-    _refuse_other_namespaces(manifests, backend.namespace)
-    client = Client(backend=backend)
-    runs: list[Run] = []
-    for manifest in manifests:
-        runs += client.submit([manifest])
-        waits = waits_for(manifest)
-        print(printable(f"{manifest['kind']} {manifest['metadata']['name']} applied{waits}"))
+    refuse_other_namespaces(manifests, backend.namespace, "submit")
+    runs = apply_all(backend, manifests)
     if not wait:
         for run in runs:
             print(f"finetune watch {run.name} -n {backend.namespace}")
@@ -43,6 +39,21 @@ def submit(
         )
     for run in runs:
         watch_until(backend, run.name)
+
+
+def apply_all(backend: Backend, manifests: Iterable[Object]) -> list[Run]:
+    """Apply objects one by one, and say what each waits for. Returns the runs.
+
+    Raises:
+        OperationError: the API server refused one; those before it are applied.
+    """
+    client = Client(backend=backend)
+    runs: list[Run] = []
+    for manifest in manifests:
+        runs += client.submit([manifest])
+        waits = waits_for(manifest)
+        print(printable(f"{manifest['kind']} {manifest['metadata']['name']} applied{waits}"))
+    return runs
 
 
 def waits_for(manifest: Object) -> str:
@@ -63,14 +74,14 @@ def waits_for(manifest: Object) -> str:
     return ""
 
 
-def _refuse_other_namespaces(manifests: list[Object], namespace: str) -> None:
-    """Manifests name the namespace that the options select, or none."""
+def refuse_other_namespaces(manifests: Iterable[Object], namespace: str, verb: str) -> None:
+    """Refuse manifests that name another namespace than the one that the options select."""
     for manifest in manifests:
         named = manifest["metadata"].get("namespace")
         if named and named != namespace:
             raise OperationError(
                 f"{manifest['kind']} {manifest['metadata']['name']}: metadata.namespace is {named}, and the"
                 f" program uses namespace {namespace}",
-                [f"finetune submit -n {named} FILE"],
+                [f"finetune {verb} -n {named} FILE"],
                 exit_code=ProgramExit.INVALID,
             )

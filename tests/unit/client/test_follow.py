@@ -2,6 +2,7 @@
 """The state of a run from its objects, and how it is shown until it ends or does not advance."""
 
 import io
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -118,8 +119,12 @@ class Cluster(Access):
         return []
 
 
-def follow(cluster: Cluster, namespace: str = "team") -> Follower:
-    return Follower(ClusterBackend(cluster, namespace), Console(file=io.StringIO()), "routing", "routing")
+def follow(
+    cluster: Cluster, namespace: str = "team", endpoint: str = "routing", patience_seconds: float = math.inf
+) -> Follower:
+    backend = ClusterBackend(cluster, namespace)
+    console = Console(file=io.StringIO())
+    return Follower(backend, console, "routing", endpoint, patience_seconds=patience_seconds)
 
 
 STALLED = condition("Stalled", "OutOfMemory", "needs 2 GiB more")
@@ -151,10 +156,24 @@ def test_a_stalled_run_or_endpoint_ends_the_wait_and_names_commands_for_details(
 
 
 def test_a_run_without_any_change_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_client.follow.PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr("finetune_client.follow.POLL_SECONDS", 0.0)
     with pytest.raises(StalledError, match="no change for 0 min: not reconciled yet"):
-        follow(Cluster(job())).until(lambda _: False)
+        follow(Cluster(job()), patience_seconds=0.0).until(lambda _: False)
+
+
+def test_an_endpoint_that_is_stalled_does_not_end_a_run_that_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finetune_client.follow.POLL_SECONDS", 0.0)
+    follower = follow(Cluster(job(), endpoint("", STALLED)), endpoint="")
+    monkeypatch.setattr(follower, "_find_endpoint", lambda _: endpoint("", STALLED))
+    states: list[RunStatus] = []
+
+    def seen_twice(status: RunStatus) -> bool:
+        states.append(status)
+        return len(states) > 1
+
+    assert follower.until(seen_twice).endpoint is not None
 
 
 def test_a_deleted_run_ends_the_wait() -> None:

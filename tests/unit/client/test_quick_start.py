@@ -10,7 +10,7 @@ import yaml
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.validation import judge_ours
-from finetune_client.quick_start import objects_for, write_quick_start
+from finetune_client.quick_start import keep_for_local_runs, objects_for, write_quick_start
 
 MODEL = "hf://Qwen/Qwen3-0.6B"
 ROWS = "message,team\nMy bill is wrong,billing\nWhere is it?,delivery\n"
@@ -94,7 +94,7 @@ def test_columns_that_nobody_can_guess_are_refused_before_anything_is_written(tm
     path.write_text("alpha,beta\na,b\n")
 
     with pytest.raises(OperationError, match="columns alpha, beta") as refused:
-        write_quick_start(path, MODEL, root=tmp_path / "local")
+        write_quick_start(path, MODEL, place=keep_for_local_runs(path, tmp_path / "local"))
     assert refused.value.commands == (f"finetune check {path}",)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -107,7 +107,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_yaml_is_next_to_the_rows_and_the_rows_are_where_its_uri_says(rows: Path, tmp_path: Path) -> None:
-    done = write_quick_start(rows, MODEL, ["exact_match >= 0.8"], serve=True, root=tmp_path / "local")
+    done = write_quick_start(
+        rows,
+        MODEL,
+        ["exact_match >= 0.8"],
+        serve=True,
+        place=keep_for_local_runs(rows, tmp_path / "local"),
+    )
 
     assert done.manifest == rows.with_name("My Tickets_2026.yaml")
     assert list(yaml.safe_load_all(done.manifest.read_text())) == done.objects
@@ -115,18 +121,24 @@ def test_the_yaml_is_next_to_the_rows_and_the_rows_are_where_its_uri_says(rows: 
     uri = done.objects[0]["spec"]["sources"][0]["uri"]
     digest = hashlib.sha256(ROWS.encode()).hexdigest()
     assert uri == f"pvc://artifacts/uploads/{digest}/My-Tickets_2026.csv"
-    assert done.rows == tmp_path / "local" / "claims" / uri.removeprefix("pvc://")
-    assert done.rows.read_text() == ROWS
+    stored = tmp_path / "local" / "claims" / uri.removeprefix("pvc://")
+    assert stored.read_text() == ROWS
     assert done.said[0] == "columns guessed by their names: prompt = message, completion = team"
     assert done.said[1] == f"wrote {done.manifest}: Dataset, FineTuneJob, InferenceDeployment"
 
 
 def test_the_same_call_again_continues_and_another_one_keeps_the_file(rows: Path, tmp_path: Path) -> None:
-    first = write_quick_start(rows, MODEL, root=tmp_path / "local")
+    first = write_quick_start(rows, MODEL, place=keep_for_local_runs(rows, tmp_path / "local"))
     before = first.manifest.read_text()
 
-    assert write_quick_start(rows, MODEL, root=tmp_path / "local").said[1].startswith("kept ")
+    assert (
+        write_quick_start(rows, MODEL, place=keep_for_local_runs(rows, tmp_path / "local"))
+        .said[1]
+        .startswith("kept ")
+    )
     with pytest.raises(OperationError, match="exists") as refused:
-        write_quick_start(rows, MODEL, ["exact_match >= 0.8"], root=tmp_path / "local")
+        write_quick_start(
+            rows, MODEL, ["exact_match >= 0.8"], place=keep_for_local_runs(rows, tmp_path / "local")
+        )
     assert refused.value.exit_code == ProgramExit.EXISTS
     assert first.manifest.read_text() == before
