@@ -17,7 +17,7 @@ from kubernetes.config.incluster_config import SERVICE_CERT_FILENAME
 from urllib3.exceptions import HTTPError, MaxRetryError, ProxyError
 
 from finetune_client.backend import Object
-from finetune_client.errors import OperationError
+from finetune_client.errors import OperationError, UnavailableError
 from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import API_VERSION, GROUP
 
@@ -40,6 +40,15 @@ BUILT_IN: Final[Mapping[str, tuple[str, str]]] = {
 }
 """API version and plural of kinds that are not ours."""
 
+UNAVAILABLE: Final = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+"""Statuses of a server, or a load balancer before it, that may answer the same request a moment later."""
 READ_VERBS: Final = frozenset({"get", "list", "watch"})
 UNGRANTED: Final = frozenset({"computeprofiles", "finetunejobs/status"})
 """Resources that no role for people may change."""
@@ -81,7 +90,7 @@ class Access:
         file = str(kubeconfig) if kubeconfig is not None else None
         options = {"kubeconfig": file, "context": context}
         self._kubectl = [kubectl, *(f"--{name}={value}" for name, value in options.items() if value)]
-        self._api, self.default_namespace = _configured(file, context)
+        self._api, self._context, self.default_namespace = _configured(file, context)
         self.server = str(self._api.configuration.host)
 
     def kubectl_command(self, *arguments: str) -> list[str]:
@@ -112,14 +121,21 @@ class Access:
             OperationError: the API server is not reachable or refused the request.
         """
         response = self._send(method, path, query, body, content_type=content_type, accept=accept)
-        data = response.read()
+        data = self._body(response)
         if response.status == HTTPStatus.NOT_FOUND and not _is_status(data):
             raise self._unserved(path)
         if response.status == HTTPStatus.NOT_FOUND and method == "GET":
             return None
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise refusal(response.status, data)
-        return cast("Object", json.loads(data))
+        try:
+            return cast("Object", json.loads(data))
+        except ValueError as error:
+            raise OperationError(
+                f"{self._place} answered {path} with text that is not JSON. A proxy or a login page may have"
+                f" answered in its place: {_excerpt(data)}",
+                ["kubectl cluster-info: whether kubectl reaches it"],
+            ) from error
 
     def stream(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[str]:
         """Lines of the answer to a GET request, as they arrive; none if the server has none.
@@ -133,14 +149,14 @@ class Access:
             response.close()
             return
         if response.status >= HTTPStatus.BAD_REQUEST:
-            raise refusal(response.status, response.read())
+            raise refusal(response.status, self._body(response))
         left = b""
         try:
             for chunk in response.stream(amt=None, decode_content=True):
                 *lines, left = (left + chunk).split(b"\n")
                 yield from (line.decode(errors="replace") for line in lines)
         except HTTPError as error:
-            raise OperationError(f"the connection to {self.server} broke: {error}") from error
+            raise UnavailableError(f"the connection to {self.server} broke: {error}") from error
         finally:
             response.close()
         if left:
@@ -225,16 +241,32 @@ class Access:
         except (HTTPError, client.ApiException, OSError) as error:
             raise self._unreachable(error) from error
 
+    def _body(self, response: Any) -> bytes:
+        """The whole body of a response.
+
+        Raises:
+            UnavailableError: the connection broke.
+        """
+        try:
+            return cast("bytes", response.read())
+        except (HTTPError, OSError) as error:
+            raise UnavailableError(f"the connection to {self.server} broke: {error}") from error
+
+    @property
+    def _place(self) -> str:
+        context = f" of context {self._context}" if self._context else ""
+        return f"the API server {self.server}{context}"
+
     def _unreachable(self, error: Exception) -> OperationError:
         reason: object = error.reason if isinstance(error, MaxRetryError) else error
         proxy = self._api.configuration.proxy
         if isinstance(reason, ProxyError) and proxy:
-            return OperationError(
-                f"the API server {self.server} cannot be reached through the proxy {proxy}: {reason}",
+            return UnavailableError(
+                f"{self._place} cannot be reached through the proxy {proxy}: {reason}",
                 ["NO_PROXY=HOST: reach the host of the API server without the proxy"],
             )
-        return OperationError(
-            f"the API server {self.server} cannot be reached: {reason}",
+        return UnavailableError(
+            f"{self._place} cannot be reached: {reason}",
             ["kubectl cluster-info: whether kubectl reaches it"],
         )
 
@@ -257,9 +289,10 @@ def path(kind: str, namespace: str, name: str = "", subresource: str = "") -> st
 
 def refusal(status: int, data: bytes) -> OperationError:
     """What the API server refused; a missing right names the role that has it."""
+    if status in UNAVAILABLE:
+        return UnavailableError(f"the API server answered {status}: {_excerpt(data)}")
     if not _is_status(data):
-        text = " ".join(data.decode(errors="replace").split())
-        return OperationError(f"the API server answered {status}: {text[:200]}")
+        return OperationError(f"the API server answered {status}: {_excerpt(data)}")
     message = str(json.loads(data).get("message", ""))
     if status == HTTPStatus.UNAUTHORIZED:
         return OperationError(
@@ -281,6 +314,10 @@ def refusal(status: int, data: bytes) -> OperationError:
     )
 
 
+def _excerpt(data: bytes) -> str:
+    return " ".join(data.decode(errors="replace").split())[:200]
+
+
 def grant(role: str, user: str, namespace: str) -> list[str]:
     """Commands with which an administrator gives a user a role in a namespace."""
     return [
@@ -298,13 +335,13 @@ def _is_status(data: bytes) -> bool:
     return isinstance(answer, dict) and answer.get("kind") == "Status"
 
 
-def _configured(file: str | None, context: str) -> tuple[Any, str]:
-    """API client and default namespace of a context or of the pod's service account."""
+def _configured(file: str | None, context: str) -> tuple[Any, str, str]:
+    """API client, context and default namespace; for the pod's service account, the context is empty."""
     try:
         api = config.new_client_from_config(config_file=file, context=context or None)
         contexts, current = config.list_kube_config_contexts(config_file=file)
         chosen = next((each for each in contexts if each["name"] == context), current)
-        return api, chosen["context"].get("namespace") or "default"
+        return api, chosen["name"], chosen["context"].get("namespace") or "default"
     except ConfigException as error:
         if file is not None or context:
             raise OperationError(f"{context or file}: {error}", ["kubectl config get-contexts"]) from error
@@ -317,7 +354,7 @@ def _configured(file: str | None, context: str) -> tuple[Any, str]:
             ["kubectl config get-contexts: the clusters that kubectl knows"],
         ) from error
     namespace = Path(SERVICE_CERT_FILENAME).with_name("namespace").read_text().strip()
-    return client.ApiClient(settings), namespace
+    return client.ApiClient(settings), "", namespace
 
 
 def run_program(name: str, command: Sequence[str], arguments: Sequence[str], text: str | None) -> str:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where objects are: a namespace of a cluster, or a folder of local runs. Verbs work with both alike."""
 
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.errors import OperationError, ProgramExit, UnavailableError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,6 +21,37 @@ MAX_NAMES: Final = 10
 
 Object = dict[str, Any]
 """An object of the API server as JSON."""
+
+
+OUTAGE_SECONDS: Final = 120.0
+"""Seconds without an answer that a wait survives, such as a restart of the API server."""
+Read = TypeVar("Read")
+
+
+class Outage:
+    """Reads in a loop, which an API server that does not answer for a while does not end."""
+
+    def __init__(self) -> None:
+        self._began_at: float | None = None
+
+    def read(self, read: Callable[[], Read]) -> Read | None:
+        """What `read` returns; None while the API server does not answer.
+
+        Raises:
+            OperationError: as `read`; UnavailableError only after OUTAGE_SECONDS.
+        """
+        try:
+            found = read()
+        except UnavailableError as error:
+            now = time.monotonic()
+            if self._began_at is None:
+                self._began_at = now
+                print(f"finetune: {error}; trying again for {OUTAGE_SECONDS:.0f} s", file=sys.stderr)
+            if now - self._began_at >= OUTAGE_SECONDS:
+                raise
+            return None
+        self._began_at = None
+        return found
 
 
 @dataclass(frozen=True, slots=True)

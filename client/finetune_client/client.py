@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from finetune_client.backend import Backend, LogLine, Object, parse, read_object
+from finetune_client.backend import Backend, LogLine, Object, Outage, parse, read_object
 from finetune_client.comparison import RunComparison
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.manifests import SUFFIXES, read_objects
@@ -313,18 +313,25 @@ def wait_for(
         pause: waits for a number of seconds.
 
     Raises:
-        OperationError: the run was deleted.
+        OperationError: the run was deleted, or the API server does not answer for long.
     """
-    until = None if timeout is None else time.monotonic() + timeout
-    while True:
+
+    def read() -> tuple[str, Outcome | None]:
+        """The run's phase, and how the wait has ended."""
         job = read_run(backend, name)
         checkpoint = find_checkpoint(backend, job) if goal is WaitFor.PROMOTED else None
-        outcome = find_outcome(job, goal, checkpoint)
+        return job.status.phase, find_outcome(job, goal, checkpoint)
+
+    until = None if timeout is None else time.monotonic() + timeout
+    outage = Outage()
+    phase = ""
+    while True:
+        phase, outcome = outage.read(read) or (phase, None)
         if outcome is not None:
             return outcome
         left = POLL_SECONDS if until is None else until - time.monotonic()
         if left <= 0:
-            message = f"FineTuneJob {name} is not {goal.value} after {timeout:g} s: it is {job.status.phase}"
+            message = f"FineTuneJob {name} is not {goal.value} after {timeout:g} s: it is {phase}"
             return Outcome(ProgramExit.TIMED_OUT, message.removesuffix(": it is "))
         pause(min(POLL_SECONDS, left))
 

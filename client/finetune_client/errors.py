@@ -43,3 +43,7 @@ class OperationError(Exception):
         self.commands = tuple(commands)
         self.details = tuple(details)
         self.exit_code = exit_code
+
+
+class UnavailableError(OperationError):
+    """The API server does not answer, or not at the moment."""

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_client.backend import Backend, Object, parse
+from finetune_client.backend import Backend, Object, Outage, parse
 from finetune_client.errors import OperationError
 from finetune_client.tables import printable
 from finetune_operator.api.checkpoint import Checkpoint
@@ -460,13 +460,17 @@ class Follower:
 
         Raises:
             StalledError: the run or the named endpoint is stalled, or nothing changed for `patience_seconds`.
-            OperationError: the run was deleted.
+            OperationError: the run was deleted, or the API server does not answer for long.
         """
         changed_at, before = time.monotonic(), ""
         self._extra = extra
+        outage = Outage()
         with self._view as view:
             while True:
-                status = self.status()
+                status = outage.read(self.status)
+                if status is None:
+                    time.sleep(POLL_SECONDS)
+                    continue
                 view.show(status)
                 if done(status):
                     return status

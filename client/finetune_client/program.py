@@ -39,7 +39,7 @@ VERBS: Final = (
     Verb("init", "init", FILES, "Write an example, or a copy of a run, to begin with."),
     Verb("check", "check", FILES, "Check rows as the cluster does."),
     Verb("validate", "validate", FILES, "Judge manifests as the API server does, without a cluster."),
-    Verb("run", "run", RUNS, "Train, evaluate and serve on this machine, without a cluster."),
+    Verb("run", "run", RUNS, "Train, evaluate and serve, on this machine or in a cluster."),
     Verb("submit", "submitting", RUNS, "Apply manifests, and say what waits for what."),
     Verb("ls", "listing", RUNS, "List runs."),
     Verb("watch", "following", RUNS, "Show a run until it ends."),

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from finetune_client.backend import Backend, Object, parse, read_object
+from finetune_client.backend import Backend, Object, Outage, parse, read_object
 from finetune_client.client import Run, in_order
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
@@ -25,6 +26,7 @@ from finetune_client.verbs.results import make_report
 from finetune_client.verbs.submitting import apply_all, refuse_other_namespaces
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.meta import Condition
 from finetune_operator.status.conditions import NOT_PASSED_REASONS, present_state
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.disk_space import size_text
@@ -231,10 +233,11 @@ def _wait_ready(backend: ClusterBackend, kind: str, name: str) -> None:
         OperationError: it is Stalled.
     """
     shown = ""
+    outage = Outage()
     while True:
-        found = parse(WAITED[kind], read_object(backend, kind, name))
-        present = present_state(found.status.conditions)
-        if present is not None and found.status.observed_generation == found.metadata.generation:
+        read = outage.read(partial(read_object, backend, kind, name))
+        present = None if read is None else _present_state(parse(WAITED[kind], read))
+        if present is not None:
             line = f"{kind} {name}: {present.reason}: {present.message}"
             if present.type == ConditionType.STALLED:
                 missed = present.reason in NOT_PASSED_REASONS
@@ -247,3 +250,10 @@ def _wait_ready(backend: ClusterBackend, kind: str, name: str) -> None:
             if present.type == ConditionType.READY:
                 return
         time.sleep(POLL_SECONDS)
+
+
+def _present_state(found: Evaluation | InferenceDeployment) -> Condition | None:
+    """The condition of the present state; None before the operator has seen the present spec."""
+    if found.status.observed_generation != found.metadata.generation:
+        return None
+    return present_state(found.status.conditions)

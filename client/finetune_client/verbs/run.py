@@ -139,22 +139,23 @@ OPTIONS: Final = ("--claim", "--configmap", "--secret")
 
 
 ONLY_LOCAL: Final = {
-    "--claim": "its rows or models are uploaded: finetune upload FOLDER --to pvc://NAME",
+    "--claim": "rows and models are uploaded: finetune upload FOLDER --to pvc://NAME",
     "--secret": "a Secret is created before: kubectl create secret generic NAME --from-file=FOLDER",
-    "--profile": "it has its own ComputeProfiles; spec.compute.profile selects one",
+    "--profile": "the cluster has its own ComputeProfiles; spec.compute.profile selects one",
     "--until": "a run carries out all stages; preflight predicts time and cost before it trains",
-    "--folder": "it stores the objects itself",
+    "--folder": "the cluster stores the objects, and `finetune report` shows the results",
 }
 """Options of a run on this machine, and what there is in a cluster instead."""
 
 
 def _refuse_for_cluster(options: Mapping[str, object]) -> None:
-    for option, value in options.items():
-        if value:
-            raise OperationError(
-                f"{option} is for a run on this machine. In a cluster, {ONLY_LOCAL[option]}",
-                exit_code=ProgramExit.INVALID,
-            )
+    named = [option for option, value in options.items() if value]
+    if named:
+        raise OperationError(
+            f"{', '.join(named)}: only for a run on this machine. In a cluster:",
+            details=[f"{option}: {ONLY_LOCAL[option]}" for option in named],
+            exit_code=ProgramExit.INVALID,
+        )
 
 
 @dataclass(frozen=True, slots=True)

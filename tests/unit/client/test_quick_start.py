@@ -142,3 +142,41 @@ def test_the_same_call_again_continues_and_another_one_keeps_the_file(rows: Path
         )
     assert refused.value.exit_code == ProgramExit.EXISTS
     assert first.manifest.read_text() == before
+
+
+def test_the_same_rows_at_another_place_change_only_their_location(rows: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(ROWS.encode()).hexdigest()
+    sources = {
+        "configmap": {"uri": f"configmap://my-tickets-2026-{digest[:10]}/My-Tickets_2026.csv"},
+        "bucket": {
+            "uri": f"s3://rows/uploads/{digest}/My-Tickets_2026.csv",
+            "credentialsSecretRef": {"name": "bucket"},
+        },
+    }
+    written: dict[str, list[dict[str, Any]]] = {}
+    for name, place in (
+        ("local", keep_for_local_runs(rows, tmp_path / "local")),
+        *((name, lambda _, name=name: sources[name]) for name in sources),
+    ):
+        done = write_quick_start(rows, MODEL, place=place)
+        written[name] = list(yaml.safe_load_all(done.manifest.read_text()))
+        assert done.said[1].startswith("wrote" if name == "local" else "changed the location of the rows in")
+        columns = {"columns": {"prompt": "message", "completion": "team"}}
+        if name in sources:
+            assert written[name][0]["spec"]["sources"] == [sources[name] | columns]
+            assert list(judge_ours(written[name][0])) == []
+        assert written[name][1:] == written["local"][1:]
+
+    done.manifest.write_text(done.manifest.read_text() + "# reviewed by ann\n")
+    with pytest.raises(OperationError, match="exists"):
+        write_quick_start(rows, MODEL, place=lambda _: sources["configmap"])
+
+
+def test_changed_rows_do_not_change_a_file_that_exists(rows: Path) -> None:
+    def nowhere(_: object) -> dict[str, Any]:
+        raise AssertionError("nothing is uploaded before the file is checked")
+
+    write_quick_start(rows, MODEL, place=lambda _: {"uri": "s3://rows/of-before"})
+    rows.write_text(ROWS + "More,billing\n")
+    with pytest.raises(OperationError, match="exists"):
+        write_quick_start(rows, MODEL, place=nowhere)

@@ -122,6 +122,37 @@ def test_an_approval_and_a_rejection_are_effective_at_once(
     assert machine.stages == STAGES
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cluster", "--until", "preflight"), "--until: a run carries out all stages"),
+        (("--cluster", "--secret", "a=."), "kubectl create secret generic NAME --from-file=FOLDER"),
+        (("--cluster", "--claim", "models=."), "finetune upload FOLDER --to pvc://NAME"),
+        (("--cluster", "--folder", "elsewhere"), "--claim, --folder: only for a run on this machine"),
+        (("--namespace", "team"), "--namespace: a run on this machine has no cluster; add --cluster"),
+    ],
+)
+def test_options_that_a_place_does_not_have_are_refused_with_what_it_has(
+    machine: Machine, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine.run(*options) == ProgramExit.INVALID
+    assert message in capsys.readouterr().err
+    assert machine.stages == []
+
+
+def test_a_kustomization_that_changes_its_objects_is_left_to_kubectl(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed_example(machine, lambda _: None)
+    kustomization = machine.folder / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text() + "namePrefix: a-\n")
+
+    assert machine.run("--no-serve", files=(str(machine.folder),)) == ProgramExit.INVALID
+    error = capsys.readouterr().err
+    assert "does not carry out namePrefix of a kustomization" in error
+    assert f"kubectl kustomize {machine.folder} > objects.yaml" in error
+
+
 def test_failed_gates_have_an_exit_code_and_nothing_is_served(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
