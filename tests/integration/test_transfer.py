@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,33 @@ def test_what_a_run_made_is_downloaded_and_checked(
     assert "Checkpoint routing-1 has no report" in capsys.readouterr().err
     assert run("download", "absent", "-n", scene.team) == ProgramExit.FAILED
     assert "has the name absent" in capsys.readouterr().err
+
+
+def test_the_page_of_a_run_is_opened_from_the_claim_of_a_cluster(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = scene.store / "team" / "runs" / "routing" / "train" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<h1>loss</h1>")
+    scene.api.create(manifests.finetunejob(scene.team, "paged", suspend=True))
+    uri = "pvc://artifacts/team/runs/routing/train/report.html"
+    status = {"training": {"steps": 1, "reportUri": uri}}
+    scene.api.patch("FineTuneJob", scene.team, "paged", {"status": status}, "status")
+    opened: list[str] = []
+
+    def browse(uri: str) -> bool:
+        opened.append(uri)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", browse)
+
+    assert run("report", "paged", "--open", "-n", scene.team) == 0
+
+    (local,) = opened
+    assert local.endswith("/paged-training.html")
+    assert Path(local.removeprefix("file://")).read_text() == "<h1>loss</h1>"
+    assert [each for each in scene.pods if each["spec"]["volumes"][0]["persistentVolumeClaim"]["readOnly"]]
+    assert processes(scene.api, scene.team) == []
 
 
 def test_a_right_that_is_missing_is_named_with_the_role_that_has_it(

@@ -132,8 +132,26 @@ def _open(backend: Backend, made: RunReport) -> None:
     subject = next((each for each in ("evaluation", "training") if each in made.pages), None)
     if subject is None:
         raise OperationError(f"FineTuneJob {made.job.name} has no page yet: it is written when training ends")
-    content = backend.read(made.pages[subject])
-    file = Path(tempfile.mkdtemp(prefix="finetune-")) / f"{made.job.name}-{subject}.html"
-    file.write_bytes(content)
+    folder = Path(tempfile.mkdtemp(prefix="finetune-"))
+    file = folder / f"{made.job.name}-{subject}.html"
+    _fetch_page(backend, made.pages[subject], file)
     opened = webbrowser.open(file.as_uri())
     typer.echo(f"{file}" if opened else f"no browser was found: open {file}", err=True)
+
+
+def _fetch_page(backend: Backend, uri: str, file: Path) -> None:
+    """Bring a page of the store to a file; from a cluster as `download` does."""
+    # Only this way needs the packages of a cluster.
+    from finetune_client.cluster import ClusterBackend
+    from finetune_client.transfer.display import Display
+    from finetune_client.transfer.results import Part, What
+    from finetune_client.transfer.stores import Stores
+    from finetune_client.verbs.transfer import fetch_parts
+
+    if not isinstance(backend, ClusterBackend):
+        file.write_bytes(backend.read(uri))
+        return
+    with Display() as display:
+        part = Part(What.REPORT, uri, "page")
+        fetched = fetch_parts([part], file.parent, Stores(backend, display.say), display)
+    fetched.pages[0].rename(file)

@@ -109,7 +109,7 @@ def download(
     target = folder if folder is not None else Path(name)
     with Display() as display:
         try:
-            fetched = _fetch(parts, target, Stores(backend, display.say, image=image), display)
+            fetched = fetch_parts(parts, target, Stores(backend, display.say, image=image), display)
         except KeyboardInterrupt:
             display.say(f"interrupted: {AGAIN}")
             raise
@@ -119,7 +119,9 @@ def download(
         print(f"  {path}")
 
 
-def _fetch(parts: list[Part], target: Path, stores: Stores, display: Display) -> Fetched:
+def fetch_parts(parts: list[Part], target: Path, stores: Stores, display: Display) -> Fetched:
+    """Bring parts of the stores into a folder, and show the progress. Raises OperationError as `fetch`."""
+
     def begin(total: int) -> Carrier:
         return Carrier(
             arrived=display.phase(f"downloading to {target}", total),
