@@ -19,7 +19,7 @@ import yaml
 
 from finetune_client.backend import Object
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.local.persistence import ROOT
+from finetune_client.local import ROOT
 from finetune_client.local.profile import STORE
 from finetune_client.offline.manifests import SUFFIXES
 from finetune_client.transfer.uploading import DIGEST_LENGTH, Upload, object_name, read_upload, store_path

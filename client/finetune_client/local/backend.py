@@ -12,11 +12,11 @@ from pathlib import Path
 
 from finetune_client.backend import FOLLOW_SECONDS, LogLine, Object, runs_no_stage
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.local import worker
+from finetune_client.local import ROOT, worker
 from finetune_client.local.controllers import pods_of
 from finetune_client.local.files import Content, Input, adapt, claims_of, configmaps_of, generated_content
 from finetune_client.local.kubelet import VolumeFolders, log_path
-from finetune_client.local.persistence import NAMESPACE, ROOT, Folder, StoredCluster, merged
+from finetune_client.local.persistence import NAMESPACE, Folder, StoredCluster, merged
 from finetune_client.local.profile import STORE, machine_profile, this_machine
 from finetune_client.local.session import Session, engine_url
 from finetune_operator.api.crd import KINDS_BY_NAME

@@ -21,8 +21,6 @@ from finetune_client.local.cluster import Cluster, ObjectKey, at
 from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 
-ROOT: Final = Path(".finetune")
-"""Folder of local runs, in the working directory."""
 NAMESPACE: Final = "local"
 OBJECTS: Final = "objects"
 EVENTS: Final = "events.jsonl"

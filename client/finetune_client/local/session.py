@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.local import Until
 from finetune_client.local.controllers import FIRST_BACKOFF, DeploymentController, JobController, exit_code
 from finetune_client.local.kubelet import PORT, Kubelet, VolumeFolders, is_healthy
 from finetune_client.local.persistence import Folder, StoredCluster
@@ -21,8 +22,6 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import NOT_PASSED_REASONS, STATES
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ExitCode
-
-Until = Literal["prepare", "preflight", "train", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)

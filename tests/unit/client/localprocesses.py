@@ -12,7 +12,7 @@ import pytest
 from finetune_client.local.processes import Launch
 from finetune_client.local.session import Session
 from finetune_client.program import main
-from finetune_client.verbs import run
+from finetune_client.verbs import local_run
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, AnyConfig, EvaluateConfig, StageConfig
 from finetune_trainer.contract.environment import TERMINATION_MESSAGE_ENV
 from finetune_trainer.contract.results import StageResult
@@ -123,7 +123,7 @@ class Machine:
         self.on_pause: Callable[[Session], None] = lambda _: None
         (folder / "models" / "gemma-3-270m").mkdir(parents=True)
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(run, "Session", self._session)
+        monkeypatch.setattr(local_run, "Session", self._session)
 
     def _session(self, *arguments: object) -> Session:
         make = partial(Session, start=self._start, probe=lambda _: True, first_backoff=timedelta())

@@ -415,7 +415,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_any_stage(
     machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = profile.Machine(cores=2, memory_bytes=4)
-    monkeypatch.setattr("finetune_client.verbs.run.this_machine", lambda: small)
+    monkeypatch.setattr("finetune_client.verbs.local_run.this_machine", lambda: small)
     (machine.folder / "models" / "gemma-3-270m" / "model.safetensors").write_bytes(b"weights")
     assert machine.run() == ProgramExit.INVALID
     assert "needs 0.0 GiB of memory" in capsys.readouterr().err
@@ -426,7 +426,7 @@ def test_training_that_needs_more_memory_than_predicted_does_not_start(
     machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = profile.Machine(cores=2, memory_bytes=1 << 29)
-    monkeypatch.setattr("finetune_client.verbs.run.this_machine", lambda: small)
+    monkeypatch.setattr("finetune_client.verbs.local_run.this_machine", lambda: small)
     assert machine.run() == ProgramExit.INVALID
     assert "training needs 1.0 GiB of memory, and this machine has 0.5 GiB" in capsys.readouterr().err
     assert "train" not in machine.stages
