@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help try demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean venv-light \
+.PHONY: help try demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-first-answer bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean venv-light \
 	python packages-environment packages-optional packages-peers packages prometheus programs .venv venv-keep build/docs/venv
 
 help: ## List the targets
@@ -103,6 +103,9 @@ bench-train: packages-environment .venv ## Train LoRA adapters, and compare with
 
 bench-start: packages-environment .venv ## Time from the start of a train pod to its first step; SIZES=1B for one
 	@$(RUN) -m tools.bench.start $(or $(SIZES),--page)
+
+bench-first-answer: packages .venv cluster images ## Minutes from a CSV to an answer: on this machine, in a cluster, and with kubectl
+	@$(RUN) -m tools.bench.first_answer
 
 bench-model-cache: packages-environment .venv ## Start of a serving pod with and without the model cache; SIZES=1B for one
 	@$(RUN) -m tools.bench.start.serving $(or $(SIZES),--page)
