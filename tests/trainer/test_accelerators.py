@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune_trainer.contract.accelerators import CARDS, DeviceFacts
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.device import MIN_CUBLAS_BYTES, check_accelerators, has_gpu_libraries
+from finetune_trainer.model.device import (
+    MIN_CUBLAS_BYTES,
+    check_accelerators,
+    check_card,
+    has_gpu_libraries,
+)
 from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.processes import run
@@ -60,6 +66,8 @@ def test_a_pod_that_sees_fewer_devices_than_it_requests_names_the_node(
     monkeypatch.setattr("finetune_trainer.model.device.has_gpu_libraries", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     if not fails:
         check_accelerators(requested)
         return
@@ -67,6 +75,32 @@ def test_a_pod_that_sees_fewer_devices_than_it_requests_names_the_node(
         check_accelerators(requested)
     assert caught.value.reason is FailureReason.DEVICE_NOT_FOUND
     assert caught.value.exit_code is ExitCode.INTERNAL
+
+
+@pytest.mark.usefixtures("built_for_cuda")
+def test_a_card_without_bfloat16_fails_at_once_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [("NVIDIA L4", (8, 9)), ("Tesla T4", (7, 5))]
+    monkeypatch.setattr("finetune_trainer.model.device.has_gpu_libraries", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: cards[number][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: cards[number][1])
+    check_accelerators(1)
+    with pytest.raises(StageFailure, match=r"Tesla T4 has the compute capability 7.5.*needs 8.0") as caught:
+        check_accelerators(2)
+    assert caught.value.reason is FailureReason.UNSUPPORTED_DEVICE
+    assert caught.value.exit_code is ExitCode.BAD_CONFIG
+
+
+@pytest.mark.parametrize("product", CARDS)
+def test_the_table_refuses_the_cards_of_nvidia_before_ampere(product: str) -> None:
+    facts = DeviceFacts(product=product.lower())
+    if product.startswith("Tesla-"):
+        with pytest.raises(StageFailure, match="kubectl get computeprofiles"):
+            check_card(facts)
+    else:
+        check_card(facts)
+    assert (CARDS[product].compute_capability is None) == product.startswith("AMD")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

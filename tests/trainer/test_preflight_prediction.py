@@ -253,6 +253,13 @@ def test_preflight_refuses_what_cannot_fit_unless_the_user_wants_a_warning_only(
     assert result.hyperparameters.gradient_checkpointing
 
 
+def test_a_card_that_cannot_train_is_refused_before_anything_is_read(bench: Workbench) -> None:
+    failure = bench.preflight_failure(device=DeviceFacts(product="Tesla-V100-SXM2-32GB"))
+
+    assert failure.reason is FailureReason.UNSUPPORTED_DEVICE
+    assert failure.message.startswith("V100 has the compute capability 7.0, and training needs 8.0 or newer")
+
+
 def test_a_model_that_cannot_be_predicted_trains_without_a_prediction_and_with_a_warning(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

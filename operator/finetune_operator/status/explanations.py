@@ -393,6 +393,9 @@ FAILURE: Final[Meanings] = {
     (FailureReason.WRONG_IMAGE, FailureReason.DEVICE_NOT_FOUND): (
         "a pod that requests accelerators has an image [without CUDA](images.md), or sees no device"
     ),
+    (FailureReason.UNSUPPORTED_DEVICE,): (
+        "the cards of the ComputeProfile are [older than Ampere](devices.md#facts-about-the-devices)"
+    ),
     (Reason.EVICTED, Reason.DEADLINE_EXCEEDED): (
         "the pod exceeded a limit of its own and was evicted, or reached a deadline that a user set"
     ),

@@ -414,6 +414,11 @@ STAGE_FAILS: Final = (
         "`runtimeClassName` of the ComputeProfile",
     ),
     Failure(
+        (FailureReason.UNSUPPORTED_DEVICE,),
+        "fails, before a device is requested if the profile or the node label names the card",
+        "choose a ComputeProfile with [devices that the trainer can use](devices.md#facts-about-the-devices)",
+    ),
+    Failure(
         (FailureReason.RESTARTED_WITHOUT_PROGRESS,),
         "fails",
         "the log shows what ends the pod before the first step",

@@ -127,6 +127,7 @@ class FailureReason(StrEnum):
     PREDICTED_OUT_OF_MEMORY = "PredictedOutOfMemory"
     WRONG_IMAGE = "WrongImage"
     DEVICE_NOT_FOUND = "DeviceNotFound"
+    UNSUPPORTED_DEVICE = "UnsupportedDevice"
     CUSTOM_METRIC_FAILED = "CustomMetricFailed"
     STEP_TIMEOUT = "StepTimeout"
     RESTARTED_WITHOUT_PROGRESS = "RestartedWithoutProgress"

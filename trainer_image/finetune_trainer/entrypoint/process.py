@@ -157,7 +157,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
 
 
 def _check_accelerators(config: StageRunConfig) -> None:
-    """Raise StageFailure (WRONG_IMAGE, DEVICE_NOT_FOUND) if the pod cannot use what it requests."""
+    """Raise StageFailure if the pod cannot use what it requests, as `check_accelerators`."""
     if config.accelerators:
         from finetune_trainer.model.device import check_accelerators
 

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.contract.accelerators import GIBIBYTE
+from finetune_trainer.contract.accelerators import GIBIBYTE, DeviceFacts, find_card, why_unusable
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.pod_limits import MEMORY_LIMIT_PATH, available_processors, pod_memory_bytes
 from finetune_trainer.runtime.termination import StageFailure
@@ -154,9 +154,10 @@ MIN_CUBLAS_BYTES: Final = 1 << 20
 
 
 def check_accelerators(requested: int) -> None:
-    """Raise StageFailure if the pod requests accelerators and this image or its node has none.
+    """Raise StageFailure if the pod requests accelerators, and this image or its node has none that trains.
 
-    WRONG_IMAGE fails the run at once. DEVICE_NOT_FOUND is retried, because another node may be in order.
+    WRONG_IMAGE and UNSUPPORTED_DEVICE fail the run at once. DEVICE_NOT_FOUND is retried, because another node
+    may be in order.
 
     Args:
         requested: accelerators of the pod; 0 checks nothing, so a stage without them runs in any image.
@@ -181,6 +182,27 @@ def check_accelerators(requested: int) -> None:
             " ComputeProfile names a runtime with GPU support",
             ExitCode.INTERNAL,
         )
+    for number in range(requested if torch.version.cuda else 0):
+        name, capability = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
+        if (reason := why_unusable(name, capability)) is not None:
+            raise unsupported_device(reason)
+
+
+def check_card(device: DeviceFacts | None) -> None:
+    """Raise StageFailure (UNSUPPORTED_DEVICE) if these devices are a known card that cannot train."""
+    card = find_card(device.product) if device is not None else None
+    reason = why_unusable(card.name, card.compute_capability) if card is not None else None
+    if reason is not None:
+        raise unsupported_device(reason)
+
+
+def unsupported_device(reason: str) -> StageFailure:
+    """The failure of a run on devices that the trainer cannot use."""
+    return StageFailure(
+        FailureReason.UNSUPPORTED_DEVICE,
+        f"{reason}: name a ComputeProfile with other devices in compute.profile of a new FineTuneJob"
+        " (kubectl get computeprofiles)",
+    )
 
 
 def has_gpu_libraries(packages: Path | None = None) -> bool:

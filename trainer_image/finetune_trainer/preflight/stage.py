@@ -13,6 +13,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.duplicates import Leaks
+from finetune_trainer.model.device import check_card
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.preflight.base_model import (
     MEBIBYTE,
@@ -64,9 +65,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
 
     Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
     BASE_MODEL_MISMATCH, INVALID_CONFIG, INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG,
-    PREDICTED_OUT_OF_MEMORY, CUSTOM_METRIC_FAILED, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE,
-    and for a remote base model what `RemoteSource` raises), Preempted.
+    PREDICTED_OUT_OF_MEMORY, UNSUPPORTED_DEVICE, CUSTOM_METRIC_FAILED, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT,
+    STORE_UNAVAILABLE, and for a remote base model what `RemoteSource` raises), Preempted.
     """
+    check_card(config.device)
     rows = _row_files(config.dataset, context)
     paths = rows.paths
     if not rows.counts["train"]:
