@@ -15,7 +15,13 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model import attention
-from finetune_trainer.model.attention import VARLEN, get_attention, set_attention
+from finetune_trainer.model.attention import (
+    VARLEN,
+    AttentionShape,
+    check_gradients,
+    get_attention,
+    set_attention,
+)
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import (
@@ -28,6 +34,7 @@ from finetune_trainer.tokens.batching import (
     pad_without_mask,
 )
 from finetune_trainer.tokens.encoding import EncodedRow, RowEncoder
+from finetune_trainer.train import collation
 from finetune_trainer.train.batches import Division, RowLimit
 from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -213,6 +220,64 @@ def test_varlen_attention_computes_in_bfloat16_as_on_a_gpu(
         model(**inputs(pack_with_bounds(ENCODED[:3]))).logits.float().sum().backward()
 
     assert set(dtypes) == {torch.bfloat16}
+
+
+def without_gradient_of_the_second_row(query: Tensor, *others: Any, **settings: Any) -> Tensor:
+    output = varlen_kernel(query, *others, **settings)
+    first_end = others[2].tolist()[1]
+    return torch.cat([output[:first_end], output[first_end:].detach()])
+
+
+def fails_backward(*states: Any, **settings: Any) -> Tensor:
+    def fail(_: Tensor) -> None:
+        raise RuntimeError("no backward kernel for this head size")
+
+    output = varlen_kernel(*states, **settings)
+    if output.requires_grad:
+        output.register_hook(fail)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"),
+    [
+        (without_gradient_of_the_second_row, "gradients of packed rows differ from those of rows alone by"),
+        (fails_backward, "no backward kernel for this head size"),
+    ],
+)
+def test_a_kernel_that_is_right_only_forward_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kernel: Callable[..., Tensor],
+    problem: str,
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(collation, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
+    caplog.set_level("INFO")
+    model = model_for()
+
+    assert not pack_by_varlen(model)
+    assert get_attention(model) == "sdpa"
+    assert problem in caplog.text
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_gradients_of_packed_rows_are_those_of_rows_alone(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    shape = AttentionShape(4, 2, 16, 16, 0.25, window)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_kernel)
+    if window is None:
+        check_gradients(shape, CPU)
+        return
+    # The reference of this test has no window, as a kernel that ignores it.
+    monkeypatch.setattr(attention, "varlen_attn", ignoring_the_window)
+    with pytest.raises(RuntimeError, match="differ"):
+        check_gradients(shape, CPU)
+
+
+def ignoring_the_window(*states: Any, window_size: tuple[int, int], **settings: Any) -> Tensor:
+    return varlen_kernel(*states, window_size=(-1, 0), **settings)
 
 
 def inputs(batch: dict[str, Any]) -> dict[str, Any]:

@@ -301,7 +301,8 @@ def run_command_line() -> int:
     # that TRL launches on a GPU do not need it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Batches of varying length fragment the memory of a GPU in segments of fixed size.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name, which a profile may set
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # PyTorch's OpenMP (libgomp) reads it when it is loaded. Threads that spin while they wait for each other
     # take processor time from the endpoints of the node, and make a step on shared processors five times as
     # long.

@@ -64,6 +64,17 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return has_library and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def frozen_dtype(device: torch.device) -> torch.dtype | None:
+    """Dtype of weights that are not trained; None: as they are stored.
+
+    A GPU multiplies in bfloat16: float32 weights would take twice the memory, and autocast would convert them
+    in each pass. A CPU that is slow with 16 bits gets float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    return None if multiplies_bfloat16(device) else torch.float32
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
     """The precision of a forward pass without gradients, as in training: bfloat16 matrices on a GPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -82,7 +93,7 @@ def is_collective_error(error: BaseException) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes since the process started: of tensors on a GPU, of the process on a CPU."""
+    """Peak memory in bytes: of tensors on a GPU since the last failed attempt, of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -138,10 +149,11 @@ def catch_out_of_memory(
 
 
 def release_memory() -> None:
-    """Free the memory of a failed attempt; no reference to its exception may remain."""
+    """Free the memory of a failed attempt, and forget its peak; no reference to its exception may remain."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,6 +38,7 @@ from finetune_trainer.contract.accelerators import GIBIBYTE
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.bundle import GENERATION_CONFIG
 from finetune_trainer.model.device import (
+    frozen_dtype,
     is_collective_error,
     is_out_of_memory,
     memory_use,
@@ -60,7 +61,7 @@ def load_base(
 
     Args:
         folder: config.json and safetensors.
-        dtype: dtype of the weights; None for the stored dtype, or float32 if the device is slow with 16 bits.
+        dtype: dtype of the weights; None for that of `frozen_dtype`.
         device: the device that the model runs on, or the first of several.
         quantization: quantization of the linear layers except the output head; None for no quantization.
         sharding: how the weights are sharded across the processes of the run: each reads only its own rows,
@@ -70,8 +71,7 @@ def load_base(
     Raises StageFailure (BASE_MODEL_INVALID) with the text of the library's error.
     """
     _silence_libraries()
-    if dtype is None and not multiplies_bfloat16(device):
-        dtype = torch.float32
+    dtype = dtype or frozen_dtype(device)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,

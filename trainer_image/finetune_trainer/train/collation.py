@@ -8,7 +8,15 @@ from typing import Any, Final
 
 import torch
 
-from finetune_trainer.model.attention import REPLACED, VARLEN, disable_varlen, get_attention, set_attention
+from finetune_trainer.model.attention import (
+    REPLACED,
+    VARLEN,
+    check_gradients,
+    disable_varlen,
+    get_attention,
+    recorded_shapes,
+    set_attention,
+)
 from finetune_trainer.model.completion_loss import ChunkedHead, chunked_head
 from finetune_trainer.model.device import is_out_of_memory, mixed_precision
 from finetune_trainer.tokens.batching import (
@@ -105,7 +113,11 @@ def pack_by_varlen(model: Trainable) -> bool:
         return False
     set_attention(model, VARLEN)
     try:
-        if isolates_packed_rows(model, pack_with_bounds):
+        with recorded_shapes() as shapes:
+            is_isolated = isolates_packed_rows(model, pack_with_bounds)
+        if is_isolated:
+            for shape in shapes:
+                check_gradients(shape, model.device)
             return True
         problem = "it does not separate packed rows"
     except (RuntimeError, TypeError, ValueError) as error:

@@ -38,8 +38,8 @@ def trainable_model(
     Precision:
 
     - The adapter is float32.
-    - The base model of LoRA keeps its stored dtype. On CPUs that multiply bfloat16, a step
-      in bfloat16 takes a third of the time of float32, and float16, which they compute slowly, becomes
+    - The base model of LoRA is bfloat16 on a GPU, and has its stored dtype on a CPU that multiplies bfloat16:
+      there a step takes a third of the time of float32, and float16, which it computes slowly, becomes
       bfloat16. On other CPUs the base model is float32.
     - The linear layers of QLoRA are 4-bit NormalFloats, and are never merged with the adapter.
     - Full trains in float32, because small updates vanish in 16 bits; GPUs multiply the matrices in bfloat16.

@@ -163,10 +163,10 @@ class TrainMemory:
         fast = self.on_gpu or multiplies_bfloat16(torch.device("cpu"))
         if TYPES[self.method.type].quantized_base:
             return torch.bfloat16 if fast else torch.float32
-        dtype = stored_dtype(self._config)
         if not fast:
             return torch.float32
-        return torch.bfloat16 if dtype == torch.float16 else dtype
+        dtype = stored_dtype(self._config)
+        return torch.bfloat16 if self.on_gpu or dtype == torch.float16 else dtype
 
     @property
     def _precision(self) -> Precision:
