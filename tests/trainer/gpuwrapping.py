@@ -26,8 +26,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from finetune_trainer.evaluate import measured_model
 from finetune_trainer.model import attention, completion_loss, loading, probe
+from finetune_trainer.preflight.estimate.fake_tensors import dropout_of_a_gpu
 from finetune_trainer.tokens.batching import TokenBudget
-from finetune_trainer.train import collation, factory
+from finetune_trainer.train import collation, factory, model_setup
 from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel import shards
 from tools.models import tiny
@@ -69,11 +70,13 @@ def take_the_path_of_a_gpu() -> None:
 
 def _mix_precision(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(VARIABLE, "bf16")
-    for module in (loading, loading):
-        patch.setattr(module, "multiplies_bfloat16", lambda _: True)
-    for user in (measured_model, measured_model, probe, collation):
+    patch.setattr(torch.nn.functional, "dropout", dropout_of_a_gpu)
+    patch.setattr(loading, "multiplies_bfloat16", lambda _: True)
+    patch.setattr(loading, "frozen_dtype", lambda _: torch.bfloat16)
+    for user in (measured_model, probe, collation):
         patch.setattr(user, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
-    patch.setattr(shards, "mixes_precision", lambda _: True)
+    for trainer in (shards, model_setup):
+        patch.setattr(trainer, "mixes_precision", lambda _: True)
 
 
 def _use_kernels(patch: pytest.MonkeyPatch, *, has_kernel: bool) -> None:

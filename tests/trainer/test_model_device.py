@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from finetune_trainer.model import device, loading
 from finetune_trainer.model.device import choose_device, frozen_dtype, release_memory
@@ -61,7 +62,7 @@ def test_weights_that_are_not_trained_are_bfloat16_on_a_gpu_whatever_is_stored(
         loaded.append(dtype)
         return "model"
 
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     for dtype, place in ((None, "cuda"), (torch.float32, "cuda"), (None, "cpu")):
         loading.load_base(Path("model"), dtype, torch.device(place))
     assert loaded[:2] == [torch.bfloat16, torch.float32]

@@ -10,6 +10,7 @@ import torch
 from transformers import Gemma3TextConfig, PretrainedConfig
 
 from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.preflight.estimate import fake_tensors
 from finetune_trainer.preflight.estimate.fake_step import (
     Precision,
     StepMeasure,
@@ -108,3 +109,34 @@ def test_a_step_of_every_architecture_can_be_measured(name: str, method: str) ->
 
     assert measured.peak_bytes > measured.frozen_bytes + measured.trained_bytes
     assert measured.matmul_flops > 0
+
+
+@pytest.mark.parametrize(("method", "products"), [("Full", 3), ("LoRA", 2)])
+def test_the_products_of_the_experts_that_a_token_has_are_counted(method: str, products: int) -> None:
+    """Forward, the gradient of the input, and of Full that of the weights."""
+    shape = StepShape(rows=2, length=16, checkpointing=False)
+    config = tiny_config("qwen3_moe")
+
+    def flops(experts: int) -> int:
+        config.num_experts_per_tok = experts
+        return measure_step(config, method_of(method), shape, ON_GPU).matmul_flops
+
+    added = 2
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    expected = products * 2 * shape.rows * shape.length * added * expert * config.num_hidden_layers
+    assert flops(1 + added) - flops(1) == expected
+
+
+def test_dropout_keeps_a_byte_per_number_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU keeps a number of the dtype of its input, which is bfloat16 under autocast."""
+    shape = StepShape(rows=4, length=512, checkpointing=False)
+    config = small(4)
+    method = method_of("LoRA", lora=LoRA(dropout=0.1))
+    as_a_gpu = measure_step(config, method, shape, ON_GPU).peak_bytes
+
+    monkeypatch.setattr(fake_tensors, "dropout_of_a_gpu", torch.nn.functional.dropout)
+    as_a_cpu = measure_step(config, method, shape, ON_GPU).peak_bytes
+
+    widths = 5 * config.hidden_size + config.num_attention_heads * config.head_dim + config.intermediate_size
+    adapted = config.num_hidden_layers * shape.rows * shape.length * widths
+    assert as_a_cpu - as_a_gpu == pytest.approx(adapted, rel=0.1)

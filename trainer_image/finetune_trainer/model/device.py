@@ -75,9 +75,14 @@ def frozen_dtype(device: torch.device) -> torch.dtype | None:
     return None if multiplies_bfloat16(device) else torch.float32
 
 
+def mixes_precision(device: torch.device) -> bool:
+    """Whether training on this device computes in bfloat16 with float32 weights."""
+    return device.type == "cuda"
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
     """The precision of a forward pass without gradients, as in training: bfloat16 matrices on a GPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixes_precision(device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

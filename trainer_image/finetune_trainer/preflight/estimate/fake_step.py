@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import torch
 from accelerate.state import AcceleratorState
-from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,7 +41,7 @@ from finetune_trainer.preflight.estimate.fake_tensors import fake_tensors, in_ba
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
-from finetune_trainer.train.model_setup import Trainable, adapter_config
+from finetune_trainer.train.model_setup import Trainable, adapter_config, add_adapter
 
 aten = torch.ops.aten
 
@@ -53,6 +52,26 @@ ATTENTION: Final = frozenset(
     if "scaled_dot_product" in str(operation) or "flash_attention" in str(operation)
 )
 """Operations whose cost grows with the square of the length."""
+
+
+def _grouped_flops(first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
+    """FLOPs of a product per expert: the experts share the rows, the columns or the summed dimension."""
+    groups = first.shape[0] if first.dim() == second.dim() == 3 else 1
+    return 2 * groups * first.shape[-2] * first.shape[-1] * second.shape[-1]
+
+
+def _grouped_backward_flops(*arguments: Tensor, **_: Any) -> int:
+    """FLOPs of the gradients of both factors."""
+    return 2 * _grouped_flops(*arguments)
+
+
+FLOPS: Final[Mapping[Any, Callable[..., int]]] = {
+    **flop_registry,
+    aten._grouped_mm: _grouped_flops,
+    torch.ops.transformers.grouped_mm_fallback: _grouped_flops,
+    torch.ops.transformers.grouped_mm_fallback_backward: _grouped_backward_flops,
+}
+"""FLOPs of an operation by its arguments: PyTorch's, and the products of experts, which it does not count."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -99,7 +118,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
-        count = flop_registry.get(func._overloadpacket)
+        count = FLOPS.get(func._overloadpacket)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
             if func._overloadpacket in ATTENTION:
@@ -189,12 +208,12 @@ def measure_step(
     with (
         TemporaryDirectory() as folder,
         _autocast(precision.autocast),
-        fake_tensors(masks=shape.masks),
+        fake_tensors(masks=shape.masks, on_gpu=precision.autocast),
         # Its predictions have no content to compare. Padded rows cost what packed ones cost.
         replaced(collation, "isolates_packed_rows", lambda *_: False),
         LiveBytes() as live,
     ):
-        model = _fake_model(config, method, precision.weights)
+        model = _fake_model(config, method, precision)
         weights = _bytes_of_weights(model)
         phases = _Phases(live)
         phases.watch(decoder_layers(model, config))
@@ -226,15 +245,15 @@ def measure_step(
     )
 
 
-def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) -> Trainable:
+def _fake_model(config: PretrainedConfig, method: Method, precision: Precision) -> Trainable:
     """The model of a method, as `trainable_model` prepares it, but never quantized."""
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(precision.weights)
     try:
         # PEFT makes an adapter in float32, which is the default dtype again afterwards.
         # Initial values would be drawn until they are in range, which those of fake tensors never are.
         with no_init_weights():
             base: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=dtype
+                config, dtype=precision.weights
             )
         base.tie_weights()
     finally:
@@ -242,10 +261,7 @@ def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) ->
     if not TYPES[method.type].trains_adapter:
         freeze_encoders(base)
         return base
-    model = get_peft_model(base, adapter_config(base, method))
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"PEFT returned a {type(model).__name__}")
-    return model
+    return add_adapter(base, adapter_config(base, method), autocast=precision.autocast)
 
 
 def _bytes_of_weights(model: nn.Module) -> dict[bool, int]:

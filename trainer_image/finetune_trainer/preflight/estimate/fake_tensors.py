@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def fake_tensors(*, masks: bool) -> Iterator[None]:
+def fake_tensors(*, masks: bool, on_gpu: bool = False) -> Iterator[None]:
     """In the block, new tensors are fake.
 
     Where code reads a number or a truth value from a tensor, it gets 1 or True: checks pass, and boolean
@@ -27,6 +27,8 @@ def fake_tensors(*, masks: bool) -> Iterator[None]:
     Args:
         masks: whether attention reads a mask, as in a batch with rows of different lengths. Without one, as
             in kernels for rows of different lengths, its memory does not grow with the square of the length.
+        on_gpu: whether dropout keeps a byte per number for the backward pass, as the kernel of a GPU does. On
+            a CPU it keeps a number of its own dtype.
     """
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
@@ -35,6 +37,8 @@ def fake_tensors(*, masks: bool) -> Iterator[None]:
         name = "_move_adapter_to_device_of_base_layer"
         stack.enter_context(replaced(BaseTunerLayer, name, lambda *_, **__: None))
         stack.enter_context(replaced(torch, "split", _split))
+        if on_gpu:
+            stack.enter_context(replaced(torch.nn.functional, "dropout", dropout_of_a_gpu))
         if not masks:
             # transformers omits a mask that keeps everything, unless the tensors have no content.
             stack.enter_context(replaced(masking_utils, "is_tracing", lambda *_: False))
@@ -59,6 +63,14 @@ def _all_rows(tensor: Tensor) -> Tensor:
 
 def _all_elements(tensor: Tensor, *_: Any) -> Tensor:
     return tensor.new_empty((tensor.numel(),))
+
+
+def dropout_of_a_gpu(tensor: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
+    """`torch.nn.functional.dropout` as a GPU computes it."""
+    if not training or p == 0:
+        return tensor
+    dropped: Tensor = torch.native_dropout(tensor, p, train=True)[0]
+    return dropped
 
 
 def _split(tensor: Tensor, sizes: int | list[int], dim: int = 0) -> Any:

@@ -20,6 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from finetune_trainer.model.device import mixes_precision
 from finetune_trainer.model.loading import read_empty_model
 from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles
 from finetune_trainer.train.state_folders import is_sharded
@@ -47,11 +48,6 @@ def sharding_config(
         },
         fsdp_mixed_precision=not frozen and mixes_precision(device),
     )
-
-
-def mixes_precision(device: torch.device) -> bool:
-    """Whether training on this device computes in bfloat16 with float32 weights."""
-    return device.type == "cuda"
 
 
 WEIGHTS: Final = "model."
