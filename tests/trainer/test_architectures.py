@@ -103,3 +103,8 @@ def test_preflight_builds_the_adapter_and_warns_of_experts(name: str) -> None:
     assert len(warnings) == (name == "mixtral")
     if warnings:
         assert "leaves out the experts (down_proj, gate_up_proj), which are 77%" in warnings[0]
+        assert "in 4 bits" not in warnings[0]
+        quantized = check_adapter(
+            build_empty_model(tiny_config(name)), Method(type="QLoRA"), "pvc://models/base"
+        )
+        assert quantized[0].endswith("so that at most 23% of the parameters are in 4 bits")

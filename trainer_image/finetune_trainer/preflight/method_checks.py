@@ -248,4 +248,9 @@ def check_adapter(model: PreTrainedModel, method: Method, uri: str) -> tuple[str
         f"the adapter leaves out the experts ({', '.join(left_out.names)}), which are {left_out.share:.0%} of"
         " the model's parameters; only method.type Full trains them"
     )
+    if TYPES[method.type].quantized_base:
+        warning += (
+            f"; {method.type} leaves them in 16 bits too, so that at most {1 - left_out.share:.0%} of the"
+            " parameters are in 4 bits"
+        )
     return (warning,)
