@@ -63,7 +63,7 @@ def test_two_shallow_models_give_the_figures_of_a_deep_one(method: str) -> None:
     deep, extrapolated = measure(small(5)), measure_at_depth(small(5), measure)
 
     assert extrapolated.peak_bytes == pytest.approx(deep.peak_bytes, rel=0.001)
-    for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops"):
+    for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops", "operations"):
         assert getattr(extrapolated, name) == getattr(deep, name)
 
 

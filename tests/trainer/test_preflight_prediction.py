@@ -25,7 +25,7 @@ from finetune_trainer.preflight.estimate.memory import (
     sharded_bytes,
 )
 from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, plan_memory, predicted_out_of_memory
-from finetune_trainer.preflight.estimate.prediction import run_flops, seconds_range
+from finetune_trainer.preflight.estimate.prediction import launches, run_flops, seconds_range
 from finetune_trainer.train.model_setup import trainable_model
 from tests.methods import method_of
 from tests.trainer.workbench import Workbench
@@ -362,8 +362,29 @@ def test_the_duration_is_a_range_unless_the_utilization_was_measured() -> None:
     device = DeviceFacts(peak_teraflops=100)
     assert seconds_range(1e16, device, 2, None) == pytest.approx((50 / 0.45, 50 / 0.25))
     assert seconds_range(1e16, device, 2, 0.5) == (100, 100)
+    # Short rows of a small model: the kernels of each batch are launched one after the other.
+    assert seconds_range(1e12, device, 2, 0.5, operations=1_000_000) == pytest.approx((5, 8))
     assert seconds_range(1e16, DeviceFacts(memory_bytes=1), 2, 0.5) is None
     assert seconds_range(1e16, None, 2, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "batches"),
+    [
+        ({"max_batch_rows": 3}, 2),
+        ({"max_batch_rows": 4}, 1),
+        ({"max_batch_tokens": 100}, 1),
+        ({"max_batch_tokens": 64}, 2),
+    ],
+)
+def test_each_batch_of_each_step_launches_its_operations(limit: dict[str, int], batches: int) -> None:
+    """A process has 4 of the 8 rows of a step, of 20 tokens on average."""
+    used = Hyperparameters(
+        epochs=1, learning_rate=1e-5, batch_size=8, max_sequence_length=64, seed=0, total_steps=10,
+        warmup_ratio=0, scheduler="Constant", weight_decay=0, save_every_steps=10, processes=2, **limit,
+    )  # fmt: skip
+    step = StepMeasure({}, 0, 0, 0, 0, operations=1000)
+    assert launches(step, used, [10, 30]) == 10 * batches * 1000
 
 
 @pytest.mark.parametrize(

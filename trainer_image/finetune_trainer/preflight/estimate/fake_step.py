@@ -91,6 +91,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Floating-point operations of matrix products, except in attention."""
         self.attention_flops = 0
         """Those of the two products of attention. A causal mask does not halve them."""
+        self.operations = 0
+        """Operations that write memory, each of which is at least one kernel."""
         self._phase = START
         self._storages: dict[int, int] = {}
 
@@ -99,25 +101,25 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._phase = phase
         self._record()
 
-    def add(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor that existed before the block."""
+    def add(self, tensor: Tensor) -> bool:
+        """Count the storage of a tensor, and return whether it is new; also for one from before the block."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._storages:
-            return
+            return False
         self._storages[key] = size = storage.nbytes()
         self.live += size
         self._record()
         weakref.finalize(storage, self._remove, key)
+        return True
 
     @override
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
+        is_new = [self.add(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.operations += any(is_new) or func._schema.is_mutable
         count = FLOPS.get(func._overloadpacket)
         if count is not None:
             flops = count(*args, **(kwargs or {}), out_val=result)
@@ -179,6 +181,8 @@ class StepMeasure:
     """Of one batch, except those of attention."""
     attention_flops: int
     """Of one batch, without the saving of a causal mask."""
+    operations: int = 0
+    """Operations of one batch that write memory."""
 
     @property
     def peak_bytes(self) -> int:
@@ -234,7 +238,7 @@ def measure_step(
         )
         trainer.add_callback(phases)
         live.peaks.clear()
-        live.matmul_flops = live.attention_flops = 0
+        live.matmul_flops = live.attention_flops = live.operations = 0
         trainer.train()
     return StepMeasure(
         peaks=dict(live.peaks),
@@ -242,6 +246,7 @@ def measure_step(
         trained_bytes=weights[True],
         matmul_flops=live.matmul_flops // (STEPS * batches),
         attention_flops=live.attention_flops // (STEPS * batches),
+        operations=live.operations // (STEPS * batches),
     )
 
 
@@ -425,7 +430,7 @@ def measure_at_depth(
         },
         **{
             name: extrapolated(getattr(first, name), getattr(second, name))
-            for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops")
+            for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops", "operations")
         },
     )
 

@@ -6,6 +6,7 @@ learning curve add theirs, and together they must fit the time of the run.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -32,6 +33,9 @@ ASSUMED_RANGE: Final = (0.25, 0.45)
 CAUSAL_SHARE: Final = 0.5
 """Share of attention that causal kernels compute."""
 TERA: Final = 1e12
+LAUNCH_SECONDS: Final = (5e-6, 8e-6)
+"""Range of the time that an operation takes at least, however little it computes: PyTorch prepares and
+launches one kernel after the other. Not measured by us."""
 
 
 def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epochs: float) -> float:
@@ -50,18 +54,37 @@ def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epoch
     return epochs * sum(per_token * length + per_square * length**2 for length in lengths)
 
 
+def launches(step: StepMeasure, used: Hyperparameters, lengths: Sequence[int]) -> int:
+    """Operations of one process in all steps of training."""
+    rows = used.batch_size / used.processes
+    if used.max_batch_tokens is not None:
+        batches = rows * sum(lengths) / len(lengths) / used.max_batch_tokens
+    else:
+        batches = rows / (used.max_batch_rows or rows)
+    return used.total_steps * math.ceil(max(1, batches)) * step.operations
+
+
 def seconds_range(
-    flops: float, device: DeviceFacts | None, devices: int, mfu: float | None
+    flops: float, device: DeviceFacts | None, devices: int, mfu: float | None, operations: int = 0
 ) -> tuple[float, float] | None:
     """Shortest and longest expected duration in seconds; None if the peak of a device is unknown.
 
-    A measured utilization gives one number, an assumed one a range.
+    A measured utilization gives one number, an assumed one a range. Small batches take the time in which
+    their kernels are launched.
+
+    Args:
+        flops: those of the run on all devices.
+        device: facts about a device.
+        devices: number of devices.
+        mfu: measured utilization; None for the usual range.
+        operations: those of one process.
     """
     if device is None or device.peak_teraflops is None:
         return None
     at_peak = flops / (device.peak_teraflops * TERA * devices)
     low, high = (mfu, mfu) if mfu is not None else ASSUMED_RANGE
-    return at_peak / high, at_peak / low
+    shortest, longest = (operations * each for each in LAUNCH_SECONDS)
+    return max(at_peak / high, shortest), max(at_peak / low, longest)
 
 
 CPU_PROCESS_BYTES: Final = 1 << 30
@@ -156,7 +179,8 @@ def _prediction(
     epochs = used.total_steps / steps_per_epoch(len(lengths), used.batch_size)
     flops = run_flops(step, plan.shape, lengths, epochs)
     state_bytes = memory.state_bytes(step)
-    seconds = seconds_range(flops, config.device, memory.processes, config.mfu)
+    operations = launches(step, used, lengths)
+    seconds = seconds_range(flops, config.device, memory.processes, config.mfu, operations)
     low, high = seconds or (None, None)
     return Prediction(
         device_memory_bytes=plan.peak_bytes,
