@@ -279,7 +279,7 @@ class SnapshotReader:
             queued_everywhere=partial(self._of(InferenceDeployment).indexed, BY_STATE, QUEUED),
             partly_scheduled_everywhere=self._of(FineTuneJob).indexed(BY_STATE, PARTLY_SCHEDULED),
             profiles=self.computeprofiles(),
-            calibrated_mfu=self._calibration.mfu,
+            calibrated_mfu=self._calibration.mfu_of,
             peak_bytes=self._calibration.peak_bytes,
             device_use=self._device_use.of,
             jobs_of_others=partial(self._job_devices.of_others, namespace, resource.uid),

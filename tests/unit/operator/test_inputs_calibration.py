@@ -3,15 +3,24 @@
 
 from typing import Any
 
-from finetune_operator.reconcile.inputs.device_use import MAX_LINE_RUNS, MAX_RUNS, Calibration, LineOnProfile
+from finetune_operator.reconcile.inputs.device_use import (
+    MAX_LINE_RUNS,
+    MAX_RUNS,
+    Calibration,
+    LineOnProfile,
+    SimilarRuns,
+)
 
 
-def run(number: int, mfu: float | None, profile: str | None = "a100") -> dict[str, Any]:
-    """A run that was trained in minute `number`."""
-    measured = {"measured": {"mfu": mfu} if mfu is not None else {"seconds": 5}}
+def run(
+    number: int, mfu: float | None, profile: str | None = "a100", seconds: float = 3600
+) -> dict[str, Any]:
+    """A run that was trained in minute `number`, for some seconds."""
+    measured = {"measured": {"mfu": mfu, "seconds": seconds} if mfu is not None else {"seconds": seconds}}
     trained = {"type": "Trained", "lastTransitionTime": f"2026-11-27T08:{number:02}:00Z"}
     return {
         "metadata": {"uid": f"run-{number}"},
+        "spec": {"baseModel": {"uri": "hf://llama-8b"}, "method": {"type": "LoRA"}},
         "status": {"prediction": measured, "resolved": {"profile": profile}, "conditions": [trained]},
     }
 
@@ -36,13 +45,31 @@ def test_runs_without_a_measurement_and_of_other_profiles_do_not_count() -> None
     assert (calibration.mfu("a100"), calibration.mfu("l4")) == (None, 0.4)
 
 
+def test_a_run_is_predicted_by_similar_runs_that_were_not_short() -> None:
+    calibration = Calibration()
+    calibration.note(run(1, 0.4))
+    for number in range(2, 12):
+        small = run(number, 0.03)
+        small["spec"]["baseModel"]["uri"] = "hf://tiny"
+        calibration.note(small)
+    calibration.note(run(12, 0.01, seconds=60))
+    continued = run(13, 0.5)
+    continued["spec"] = {"baseModel": {"champion": "line"}, "method": {"type": "LoRA"}}
+    continued["status"]["resolved"]["baseModelUri"] = "hf://llama-8b"
+    calibration.note(continued)
+    assert calibration.mfu_of(SimilarRuns("a100", "hf://llama-8b", "LoRA")) == 0.45
+    assert calibration.mfu_of(SimilarRuns("a100", "hf://tiny", "LoRA")) == 0.03
+    assert calibration.mfu_of(SimilarRuns("a100", "hf://llama-8b", "Full")) is None
+    assert calibration.mfu("a100") == 0.03
+
+
 def trained(
     number: int, peak: int, device: int | None = 80, profile: str = "a100", namespace: str = "team"
 ) -> dict[str, Any]:
     """A run that was trained in minute `number` and used `peak` of `device` bytes."""
     job = run(number, None, profile)
     job["metadata"]["namespace"] = namespace
-    job["spec"] = {"modelLine": "tickets"}
+    job["spec"]["modelLine"] = "tickets"
     job["status"]["training"] = {"deviceMemoryBytes": peak}
     if device is not None:
         job["status"]["prediction"]["deviceMemoryAvailableBytes"] = device

@@ -17,6 +17,7 @@ from finetune_operator.reconcile.features.peers import build_peer_objects, coord
 from finetune_operator.reconcile.features.registry import evaluation_volumes
 from finetune_operator.reconcile.finetunejob.prediction import start_note
 from finetune_operator.reconcile.finetunejob.run import Prerequisites, RunPass, chosen_queueing
+from finetune_operator.reconcile.inputs.device_use import SimilarRuns
 from finetune_operator.reconcile.passes import Blocked, Failed, PassOutcome, Working
 from finetune_operator.reconcile.platform.profiles import device_facts, host_memory_bytes
 from finetune_operator.reconcile.stages import runner
@@ -165,6 +166,8 @@ def _inputs(run: RunPass, found: Prerequisites, stage: Stage) -> StageInputs:
     devices = run.job.spec.compute.devices
     limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
     on_cuda = found.profile_of(stage).spec.accelerator.resource.startswith(CUDA_RESOURCES)
+    base_model = run.status.resolved.base_model_uri or run.job.spec.base_model.uri or ""
+    similar = SimilarRuns(found.profile.name, base_model, run.job.spec.method.type)
     return StageInputs(
         owner=run.job,
         run=run.job.uid,
@@ -176,7 +179,7 @@ def _inputs(run: RunPass, found: Prerequisites, stage: Stage) -> StageInputs:
         requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
         device=device_facts(found.profile),
         host_memory_bytes=host_memory_bytes(found.profile),
-        mfu=run.snapshot.calibrated_mfu(found.profile.name),
+        mfu=run.snapshot.calibrated_mfu(similar),
         max_run_seconds=next((limit.seconds for limit in limits if limit is not None), None),
         max_unpacked_bytes=found.profile.spec.limits.unpacked_bytes,
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,

@@ -19,6 +19,7 @@ from finetune_operator.observe.device_usage import PodUse, job_devices, read_pro
 from finetune_operator.observe.pod_status import creation_time, has_ended
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import ConditionType
+from finetune_trainer.contract.method import DEFAULT_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,19 @@ class LineOnProfile(NamedTuple):
     profile: str
 
 
+MIN_CALIBRATION_SECONDS: Final = 300
+"""Seconds of training below which a run predicts nothing: its start is a large part of them."""
+
+
+class SimilarRuns(NamedTuple):
+    """Runs that reach about the same utilization: a base model, and how it is trained on which devices."""
+
+    profile: str
+    base_model: str
+    """URI of the base model."""
+    method_type: str
+
+
 class _LastRuns(Generic[K]):
     """One number per run, of the last trained runs per key.
 
@@ -218,6 +232,7 @@ class Calibration:
 
     def __init__(self, max_lines: int = MAX_LINES) -> None:
         self._mfu: _LastRuns[str] = _LastRuns(MAX_RUNS)
+        self._similar_mfu: _LastRuns[SimilarRuns] = _LastRuns(MAX_RUNS, max_lines)
         self._memory_used_ratio: _LastRuns[str] = _LastRuns(MAX_RUNS)
         self._peak_bytes: _LastRuns[LineOnProfile] = _LastRuns(MAX_LINE_RUNS, max_lines)
 
@@ -236,9 +251,12 @@ class Calibration:
         if not profile or not trained_at:
             return
         uid, prediction = job["metadata"]["uid"], status.get("prediction") or {}
-        mfu = (prediction.get("measured") or {}).get("mfu")
+        measured = prediction.get("measured") or {}
+        mfu = measured.get("mfu")
         if mfu:
             self._mfu.add(profile, trained_at, uid, float(mfu))
+            if measured.get("seconds", 0) >= MIN_CALIBRATION_SECONDS:
+                self._similar_mfu.add(_similar(job, profile), trained_at, uid, float(mfu))
         peak = (status.get("training") or {}).get("deviceMemoryBytes")
         device = prediction.get("deviceMemoryAvailableBytes")
         if peak and device:
@@ -251,6 +269,11 @@ class Calibration:
         runs = self._mfu.of(profile)
         return median(runs) if runs else None
 
+    def mfu_of(self, runs: SimilarRuns) -> float | None:
+        """The same of the last similar runs of at least MIN_CALIBRATION_SECONDS."""
+        found = self._similar_mfu.of(runs)
+        return median(found) if found else None
+
     def peak_bytes(self, line: LineOnProfile) -> list[float]:
         """Peak memory of the devices in the last runs of a model line with a profile, oldest first."""
         return self._peak_bytes.of(line)
@@ -259,3 +282,9 @@ class Calibration:
         """The median of peak divided by memory of a device over the last runs; None before the first."""
         ratios = self._memory_used_ratio.of(profile)
         return median(ratios) if ratios else None
+
+
+def _similar(job: Manifest, profile: str) -> SimilarRuns:
+    spec, resolved = job["spec"], (job.get("status") or {}).get("resolved") or {}
+    base_model = resolved.get("baseModelUri") or spec["baseModel"].get("uri") or ""
+    return SimilarRuns(profile, base_model, (spec.get("method") or {}).get("type") or DEFAULT_TYPE)

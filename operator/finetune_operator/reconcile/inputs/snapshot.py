@@ -20,7 +20,7 @@ from finetune_operator.manifests.pod_security import AccountSettings
 from finetune_operator.observe.admission import Admission, Positions
 from finetune_operator.observe.device_usage import PodUse
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.device_use import DeviceJob, LineOnProfile
+from finetune_operator.reconcile.inputs.device_use import DeviceJob, LineOnProfile, SimilarRuns
 from finetune_operator.reconcile.inputs.related_types import Children, LookedUp, no_children
 from finetune_operator.reconcile.model_lines import CheckpointIndex
 from finetune_trainer.contract.references import ReportTarget
@@ -115,8 +115,8 @@ class Snapshot:
     partly_scheduled_everywhere: Iterable[FineTuneJob] = ()
     """FineTuneJobs of all namespaces with several pods of which no node can take one."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
-    calibrated_mfu: Callable[[str], float | None] = lambda _: None
-    """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""
+    calibrated_mfu: Callable[[SimilarRuns], float | None] = lambda _: None
+    """Returns the median model FLOPs utilization of the last similar runs in all namespaces."""
     peak_bytes: Callable[[LineOnProfile], Iterable[float]] = lambda _: ()
     """Returns peaks of device memory in the last runs of a model line with a profile, oldest first."""
     device_use: Callable[[str], Iterable[PodUse]] = lambda _: ()
