@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_client.backend import Backend, Object, Outage, parse
-from finetune_client.errors import OperationError
+from finetune_client.errors import OperationError, ProgramExit
+from finetune_client.outcome import WaitFor, find_outcome
 from finetune_client.tables import printable
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetune_job import FineTuneJob
@@ -123,11 +124,20 @@ class RunStatus:
             state: State = "done" if done else "running" if before else "waiting"
             lines.append(StageLine(name, state, measured.get(name), self._detail(name) if before else ""))
             before = done
-        promoted = self.condition(ConditionType.READY) is not None
-        lines.append(StageLine("promote", "done" if promoted else "running" if before else "waiting"))
-        served: State = "done" if self.serves_own else "running" if promoted else "waiting"
+        promotion = self._promotion(evaluated=before)
+        lines.append(promotion)
+        served: State = "done" if self.serves_own else "running" if promotion.state == "done" else "waiting"
         lines.append(StageLine("serve", served, detail=self._serving()))
         return tuple(lines)
+
+    def _promotion(self, *, evaluated: bool) -> StageLine:
+        ready = self.condition(ConditionType.READY)
+        if ready is None:
+            return StageLine("promote", "running" if evaluated else "waiting")
+        outcome = find_outcome(self.job, WaitFor.PROMOTED, self.checkpoint)
+        if outcome is None:
+            return StageLine("promote", "running", detail=f"waits for: finetune approve {self.job.name}")
+        return StageLine("promote", "done" if outcome.exit_code is ProgramExit.DONE else "waiting")
 
     @property
     def activity(self) -> str:

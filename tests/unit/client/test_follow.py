@@ -43,7 +43,10 @@ def test_the_running_stage_shows_step_loss_and_time_left() -> None:
 
 
 EVALUATED = {"checkpoint": "routing-abc", "verdict": "Passed", "scores": [], "gates": []}
-ENDED = tuple(condition(type_) for type_ in ("DatasetReady", "Preflighted", "Trained", "Evaluated", "Ready"))
+EVALUATED_STAGES = tuple(
+    condition(type_) for type_ in ("DatasetReady", "Preflighted", "Trained", "Evaluated")
+)
+ENDED = (*EVALUATED_STAGES, condition("Ready", "Promoted"))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,23 @@ def test_a_run_is_served_when_the_endpoint_is_ready_with_its_own_checkpoint(
     shown = snapshot(job(*ENDED, evaluation=EVALUATED), served)
     assert shown.serves_own is expected
     assert states(shown)[-2:] == ["promote done", "serve done" if expected else "serve running"]
+
+
+@pytest.mark.parametrize(
+    ("ready", "line"),
+    [
+        (condition("Ready", "Promoted"), "promote done"),
+        (condition("Ready", "AwaitingApproval"), "promote running"),
+        (condition("Ready", "Succeeded"), "promote waiting"),
+        (condition("Reconciling", "Promoting"), "promote running"),
+    ],
+    ids=["promoted", "awaits approval", "never promotes", "not yet"],
+)
+def test_a_run_that_is_not_promoted_is_not_shown_as_promoted(ready: dict[str, Any], line: str) -> None:
+    shown = snapshot(job(*EVALUATED_STAGES, ready, evaluation=EVALUATED))
+    assert states(shown)[-2:] == [line, "serve running" if line == "promote done" else "serve waiting"]
+    waits = next(each for each in shown.stages if each.name == "promote").detail
+    assert waits == ("waits for: finetune approve routing" if ready["reason"] == "AwaitingApproval" else "")
 
 
 def test_events_of_other_objects_and_from_before_the_run_are_left_out() -> None:
