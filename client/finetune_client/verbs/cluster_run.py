@@ -13,7 +13,6 @@ from finetune_client.backend import Backend, Object, Outage, parse, read_object
 from finetune_client.client import Run, in_order
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
-from finetune_client.follow import Follower
 from finetune_client.local.files import Content, Input, configmaps_of, folder_content, read_files
 from finetune_client.quick_start import Place, manifest_files
 from finetune_client.tables import console, printable
@@ -27,7 +26,7 @@ from finetune_client.verbs.submitting import apply_all, refuse_other_namespaces
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.status.conditions import NOT_PASSED_REASONS, present_state
+from finetune_operator.status.conditions import NOT_PASSED_REASONS, is_true, present_state
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.disk_space import size_text
 
@@ -76,6 +75,7 @@ def run_in_cluster(
         backend.apply(configmap)
         print(printable(f"ConfigMap {configmap['metadata']['name']} applied"))
     runs = apply_all(backend, objects)
+    new = [run for run in runs if not is_true(run.job.status.conditions, ConditionType.READY)]
     following = list(runs)
     with _interruption(backend.namespace, following):
         failures = []
@@ -88,7 +88,7 @@ def run_in_cluster(
             raise failures[0]
         for each in objects:
             if each["kind"] in WAITED and (serve or each["kind"] != "InferenceDeployment"):
-                _wait(backend, each, runs)
+                _wait(backend, each, new)
 
 
 def _uploads_to(backend: ClusterBackend) -> Place:
@@ -213,30 +213,27 @@ def _follow(backend: ClusterBackend, run: Run) -> list[OperationError]:
     return failures
 
 
-def _wait(backend: ClusterBackend, manifest: Object, runs: Sequence[Run]) -> None:
-    """Wait until an Evaluation has ended or an endpoint serves, and print how to use it."""
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
-    followed = {(each.get("follow") or {}).get("modelLine") for each in manifest["spec"].get("models", ())}
-    run = next((each for each in reversed(runs) if each.job.spec.model_line in followed), None)
-    if run is not None:
-        Follower(backend, console(), run.name, name).until(lambda status: status.serves_own)
-    else:
-        _wait_ready(backend, kind, name)
-    if kind == "InferenceDeployment":
-        print(f"InferenceDeployment {name} serves: finetune chat {name} -n {backend.namespace}")
+def _wait(backend: ClusterBackend, manifest: Object, made: Sequence[Run]) -> None:
+    """Wait until an Evaluation has ended or an endpoint serves, and print how to use it.
 
-
-def _wait_ready(backend: ClusterBackend, kind: str, name: str) -> None:
-    """Wait until an object is Ready, and print what it does meanwhile.
+    Args:
+        backend: where it is.
+        manifest: one of the kinds of WAITED.
+        made: runs that ended just now. An endpoint that follows them must serve one of their Checkpoints.
 
     Raises:
         OperationError: it is Stalled.
     """
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    followed = {(each.get("follow") or {}).get("modelLine") for each in manifest["spec"].get("models", ())}
+    checkpoints = (run.checkpoint for run in made if run.job.spec.model_line in followed)
+    new = {checkpoint.name for checkpoint in checkpoints if checkpoint is not None}
     shown = ""
     outage = Outage()
     while True:
         read = outage.read(partial(read_object, backend, kind, name))
-        present = None if read is None else _present_state(parse(WAITED[kind], read))
+        found = None if read is None else parse(WAITED[kind], read)
+        present = None if found is None else _present_state(found)
         if present is not None:
             line = f"{kind} {name}: {present.reason}: {present.message}"
             if present.type == ConditionType.STALLED:
@@ -244,10 +241,14 @@ def _wait_ready(backend: ClusterBackend, kind: str, name: str) -> None:
                 raise OperationError(
                     line, exit_code=ProgramExit.GATES_FAILED if missed else ProgramExit.FAILED
                 )
-            if line != shown:
-                print(printable(line), flush=True)
-                shown = line
-            if present.type == ConditionType.READY:
+            if present.type != ConditionType.READY:
+                if line != shown:
+                    print(printable(f"   {line}"), flush=True)
+                    shown = line
+            elif not isinstance(found, InferenceDeployment):
+                return
+            elif not new or new & {model.checkpoint for model in found.status.models}:
+                print(f"{kind} {name} serves: finetune chat {name} -n {backend.namespace}")
                 return
         time.sleep(POLL_SECONDS)
 
