@@ -18,6 +18,7 @@ from typing import Final
 
 import pytest
 
+from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import ProgramExit
 from finetune_client.program import main
 from finetune_client.transfer.pod import PROCESS, TRANSFER, build_pod, user_hash
@@ -352,6 +353,23 @@ def test_an_interrupted_upload_removes_its_pod(
     assert program.returncode == ProgramExit.INTERRUPTED
     assert "run the same command again" in printed
     assert str(program.pid) not in processes(api, team)
+
+
+def test_an_upload_that_is_interrupted_while_its_pod_is_created_removes_it(
+    environment: object, api: Api, team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ClusterBackend.create
+    created: list[Object] = []
+
+    def create_and_interrupt(backend: ClusterBackend, manifest: Object) -> Object:
+        created.append(create(backend, manifest))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClusterBackend, "create", create_and_interrupt)
+    code = run("upload", str(rows(tmp_path)), "-n", team, "--to", "pvc://artifacts")
+    assert code == ProgramExit.INTERRUPTED
+    assert len(created) == 1
+    eventually("the pod is removed", lambda: api.list("Pod", team) == [])
 
 
 def test_the_level_restricted_refuses_a_pod_with_less(api: Api, team: str) -> None:

@@ -377,7 +377,7 @@ def test_the_duration_is_a_range_unless_the_utilization_was_measured() -> None:
         ({"max_batch_tokens": 64}, 2),
     ],
 )
-def test_each_batch_of_each_step_launches_its_operations(limit: dict[str, int], batches: int) -> None:
+def test_each_batch_of_each_step_launches_its_operations(limit: dict[str, Any], batches: int) -> None:
     """A process has 4 of the 8 rows of a step, of 20 tokens on average."""
     used = Hyperparameters(
         epochs=1, learning_rate=1e-5, batch_size=8, max_sequence_length=64, seed=0, total_steps=10,

@@ -36,13 +36,13 @@ class LocalBytes(LiveBytes):  # type: ignore[no-untyped-call]
     """Counts tensors in the memory of this process, but not those that a file is mapped to."""
 
     @override
-    def add(self, tensor: Tensor) -> None:
-        if (
+    def add(self, tensor: Tensor) -> bool:
+        return (
             not isinstance(tensor, DTensor)
             and not tensor.is_meta
             and tensor.untyped_storage().filename is None
-        ):
-            super().add(tensor)
+            and super().add(tensor)
+        )
 
     @override
     def __torch_dispatch__(

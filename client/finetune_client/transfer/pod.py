@@ -7,6 +7,7 @@ deadline.
 """
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -159,9 +160,15 @@ def claim_files(
         owner=user_hash(),
         process=os.getpid(),
     )
+    # With a name of ours, the pod can be removed if the answer to its creation never arrives.
+    name = pod["metadata"]["name"] = pod["metadata"].pop("generateName") + secrets.token_hex(5)
     with _terminable():
         try:
-            name = str(backend.create(pod)["metadata"]["name"])
+            backend.create(pod)
+        except KeyboardInterrupt:
+            if backend.get("Pod", name) is not None:
+                _remove(backend, name, report)
+            raise
         except OperationError as error:
             raise OperationError(
                 f"the pod that reads and writes claim {claim} is refused: {error}", error.commands

@@ -10,7 +10,8 @@ import yaml
 
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.offline.validation import judge_ours
-from finetune_client.quick_start import keep_for_local_runs, objects_for, write_quick_start
+from finetune_client.quick_start import Place, keep_for_local_runs, objects_for, write_quick_start
+from finetune_client.transfer.uploading import Upload
 
 MODEL = "hf://Qwen/Qwen3-0.6B"
 ROWS = "message,team\nMy bill is wrong,billing\nWhere is it?,delivery\n"
@@ -146,7 +147,7 @@ def test_the_same_call_again_continues_and_another_one_keeps_the_file(rows: Path
 
 def test_the_same_rows_at_another_place_change_only_their_location(rows: Path, tmp_path: Path) -> None:
     digest = hashlib.sha256(ROWS.encode()).hexdigest()
-    sources = {
+    sources: dict[str, dict[str, Any]] = {
         "configmap": {"uri": f"configmap://my-tickets-2026-{digest[:10]}/My-Tickets_2026.csv"},
         "bucket": {
             "uri": f"s3://rows/uploads/{digest}/My-Tickets_2026.csv",
@@ -154,10 +155,13 @@ def test_the_same_rows_at_another_place_change_only_their_location(rows: Path, t
         },
     }
     written: dict[str, list[dict[str, Any]]] = {}
-    for name, place in (
-        ("local", keep_for_local_runs(rows, tmp_path / "local")),
-        *((name, lambda _, name=name: sources[name]) for name in sources),
-    ):
+    places: dict[str, Place] = {"local": keep_for_local_runs(rows, tmp_path / "local")}
+
+    def always(source: dict[str, Any]) -> Place:
+        return lambda _: source
+
+    places |= {name: always(source) for name, source in sources.items()}
+    for name, place in places.items():
         done = write_quick_start(rows, MODEL, place=place)
         written[name] = list(yaml.safe_load_all(done.manifest.read_text()))
         assert done.said[1].startswith("wrote" if name == "local" else "changed the location of the rows in")
@@ -173,7 +177,7 @@ def test_the_same_rows_at_another_place_change_only_their_location(rows: Path, t
 
 
 def test_changed_rows_do_not_change_a_file_that_exists(rows: Path) -> None:
-    def nowhere(_: object) -> dict[str, Any]:
+    def nowhere(_: Upload) -> dict[str, Any]:
         raise AssertionError("nothing is uploaded before the file is checked")
 
     write_quick_start(rows, MODEL, place=lambda _: {"uri": "s3://rows/of-before"})
