@@ -3,7 +3,10 @@
 
 import inspect
 import json
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -13,6 +16,7 @@ import typer
 
 from finetune_client.backend import Backend, Object
 from finetune_client.connection import connect
+from finetune_client.errors import OperationError
 
 
 class OutputFormat(StrEnum):
@@ -70,6 +74,32 @@ SELECTION: Final[dict[str, tuple[Any, Any]]] = {
 """Annotation and default of each option that selects a backend."""
 
 
+COMMAND: Final = re.compile(r"finetune (?!validate|check|init|run|submit)(?:(?!: |  #).)*")
+"""A command of the program that needs to find objects, without the remark behind it."""
+
+
+@contextmanager
+def repeating(selected: Mapping[str, object]) -> Iterator[None]:
+    """Add the options that the user gave to the commands of a failure, so that they find the same objects.
+
+    Args:
+        selected: values by names of SELECTION.
+    """
+    options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in selected.items() if value)
+
+    def repeated(command: str) -> str:
+        found = COMMAND.match(command)
+        if found is None or " -n " in command:
+            return command
+        return f"{found[0]}{options}{command[found.end() :]}"
+
+    try:
+        yield
+    except OperationError as error:
+        error.commands = tuple(map(repeated, error.commands))
+        raise
+
+
 def connected(*, local: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options that select a backend, in place of its parameter `connect`, a `Connect`.
 
@@ -85,7 +115,8 @@ def connected(*, local: bool = True) -> Callable[[Callable[..., None]], Callable
         @wraps(verb)
         def call(**values: Any) -> None:
             selected = {name: values[name] for name in selection}
-            verb(**{name: values[name] for name in own}, connect=lambda: connect(**selected))
+            with repeating(selected):
+                verb(**{name: values[name] for name in own}, connect=lambda: connect(**selected))
 
         parameters = [each.replace(annotation=hints[name]) for name, each in own.items()]
         parameters += [

@@ -10,7 +10,7 @@ import typer
 from finetune_client.connection import connect
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local import ROOT, Until
-from finetune_client.verbs.options import Context, Kubeconfig, Namespace
+from finetune_client.verbs.options import Context, Kubeconfig, Namespace, repeating
 
 
 def run(
@@ -62,8 +62,9 @@ def run(
         _refuse_for_cluster({**local, "--folder": None if folder == ROOT else folder})
         from finetune_client.verbs.cluster_run import run_in_cluster
 
-        backend = connect(namespace, context, kubeconfig)
-        run_in_cluster(backend, files, model, gate, _named("--configmap", configmap), serve=serve)
+        with repeating({"namespace": namespace, "context": context, "kubeconfig": kubeconfig}):
+            backend = connect(namespace, context, kubeconfig)
+            run_in_cluster(backend, files, model, gate, _named("--configmap", configmap), serve=serve)
         return
     if named := [option for option, value in selected.items() if value]:
         raise OperationError(

@@ -9,6 +9,7 @@ import pytest
 from finetune_client import program
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.program import VERBS, Verb, main
+from finetune_client.verbs.options import repeating
 
 HEAVY = ("finetune_operator", "finetune_trainer", "kubernetes", "openai", "pydantic", "yaml")
 
@@ -57,3 +58,20 @@ def test_a_failure_ends_with_its_message_its_remedy_and_its_code(
         main(["watch"])
     assert end.value.code == ProgramExit.GATES_FAILED
     assert capsys.readouterr().err.splitlines() == ["finetune: no run ['watch']", "  finetune ls"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("finetune logs a", "finetune logs a --namespace team --context 'my cluster'"),
+        ("finetune ls: the runs", "finetune ls --namespace team --context 'my cluster': the runs"),
+        ("finetune approve a -n other", "finetune approve a -n other"),
+        ("finetune validate FILE: whether", "finetune validate FILE: whether"),
+        ("kubectl get pods", "kubectl get pods"),
+    ],
+)
+def test_the_commands_of_a_failure_find_the_same_objects(command: str, expected: str) -> None:
+    selected = {"namespace": "team", "context": "my cluster", "kubeconfig": None, "local": None}
+    with pytest.raises(OperationError) as failed, repeating(selected):
+        raise OperationError("failed", [command])
+    assert failed.value.commands == (expected,)

@@ -298,6 +298,8 @@ def test_a_port_in_use_is_passed_over_and_named(machine: Machine, capsys: pytest
 
     machine.on_pause = pause
     with socket.socket() as taken:
+        # Closed connections of an earlier server may wait there, which does not hold the port.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Another program of this machine may already listen there, which is as good.
         with suppress(OSError):
             taken.bind(("127.0.0.1", SERVE_PORT))
