@@ -232,10 +232,14 @@ def test_a_run_in_the_cluster_that_misses_its_gates_is_reported_with_the_exit_co
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
 
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "artifacts"}}
+    file.write_text(f"{file.read_text()}---\n{yaml.safe_dump(claim)}")
+
     shown = program(
         f"run --cluster {file} --configmap tickets={tmp_path / 'rows'}", code=ProgramExit.GATES_FAILED
     )
 
+    assert "PersistentVolumeClaim artifacts is not applied: use kubectl" in shown
     assert "ConfigMap tickets applied" in shown
     assert "exact_match" in shown
     assert "is not promoted: exact_match 0.1 < 0.8" in program.err

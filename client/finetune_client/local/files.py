@@ -36,12 +36,14 @@ class Input:
     Attributes:
         objects: objects of our kinds.
         contents: content of ConfigMaps and Secrets, by kind and name: keys with files or values.
-        notes: one line per thing that is ignored.
+        others: kinds and names of further objects.
+        notes: one line per thing that a local run ignores.
         namespace: that of the kustomization of a folder; empty if it names none.
     """
 
     objects: list[Manifest] = field(default_factory=list)
     contents: dict[str, dict[str, Content]] = field(default_factory=lambda: {"ConfigMap": {}, "Secret": {}})
+    others: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     namespace: str = ""
 
@@ -117,8 +119,8 @@ def _add(found: Input, path: Path, number: int, manifest: Manifest) -> None:
         found.objects.append(manifest)
     elif kind in found.contents:
         found.contents[kind][name] = dict(_values(manifest))
-    elif kind not in REPLACED:
-        found.notes.append(f"{kind} {name} is ignored: only a cluster has it")
+    else:
+        found.others.append((kind, name))
 
 
 def _refuse_invalid(written: Sequence[WrittenObject]) -> None:
@@ -201,6 +203,9 @@ def adapt(found: Input, profile: Manifest, *, machine_resource: str, only_prefli
             raise _needs_preflight(
                 f"ComputeProfile {name} has the engine VLLM, which local runs do not start"
             )
+    for kind, other in found.others:
+        if kind not in REPLACED:
+            found.notes.append(f"{kind} {other} is ignored: only a cluster has it")
     adapted = []
     for manifest in found.objects:
         kind, spec = manifest["kind"], dict(manifest.get("spec") or {})

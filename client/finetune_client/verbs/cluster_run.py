@@ -64,7 +64,9 @@ def run_in_cluster(
         raise OperationError("--cluster needs a cluster")
     paths, said = manifest_files(files, model, gates, lambda _: _uploads_to(backend), serve=serve)
     found = read_files(paths)
-    for line in (*said, *found.notes):
+    left_out = [(each["kind"], each["metadata"]["name"]) for each in found.of("ComputeProfile")]
+    left_out += [*(("Secret", name) for name in found.contents["Secret"]), *found.others]
+    for line in (*said, *(f"{kind} {name} is not applied: use kubectl" for kind, name in left_out)):
         print(printable(line))
     objects = in_order(each for each in found.objects if each["kind"] != "ComputeProfile")
     _refuse_other_namespace(found, backend.namespace)
