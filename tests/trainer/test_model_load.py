@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.model import loading
+from finetune_trainer.model import device
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.loading import load_base
 from tools.models import tiny
@@ -26,12 +26,12 @@ def halved(tmp_path: Path) -> Path:
 def test_weights_are_widened_only_where_the_cpu_does_not_multiply_bfloat16(
     halved: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda _: multiplies)
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: multiplies)
     assert load_base(halved, None, CPU).dtype == dtype
 
 
 def test_a_precision_that_is_asked_for_is_taken(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: False)
     assert load_base(halved, torch.bfloat16, CPU).dtype == torch.bfloat16
 
 
