@@ -37,6 +37,11 @@ def default_goal(job: FineTuneJob) -> WaitFor:
     return WaitFor.READY if job.spec.promotion.mode == "Never" else WaitFor.PROMOTED
 
 
+def stalled_code(stalled: Condition) -> ProgramExit:
+    """Exit code of what ended with this condition: gates that were not passed are told apart."""
+    return ProgramExit.GATES_FAILED if stalled.reason in NOT_PASSED_REASONS else ProgramExit.FAILED
+
+
 def find_outcome(job: FineTuneJob, goal: WaitFor, checkpoint: Checkpoint | None = None) -> Outcome | None:
     """How the wait for the goal has ended; None while the run can still reach it.
 
@@ -55,8 +60,7 @@ def find_outcome(job: FineTuneJob, goal: WaitFor, checkpoint: Checkpoint | None 
     if goal is WaitFor.TRAINED and trained is not None:
         return ended(ProgramExit.DONE, trained, "is trained")
     if stalled is not None:
-        code = ProgramExit.GATES_FAILED if stalled.reason in NOT_PASSED_REASONS else ProgramExit.FAILED
-        return ended(code, stalled, f"ended with {printable(stalled.reason)}")
+        return ended(stalled_code(stalled), stalled, f"ended with {printable(stalled.reason)}")
     ready = true.get(ConditionType.READY)
     if ready is None:
         return None

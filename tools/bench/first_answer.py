@@ -29,7 +29,7 @@ from tools.bench.page import PAGE, BenchError, Sheet, put
 from tools.bootstrap.uv import ROOT
 from tools.demo.admin_access import NAMESPACE, AdminAccess, prepare_namespace
 from tools.demo.install import PROFILE, TWO_THREADS, copy_model, images, install
-from tools.tryout import MODEL, QUESTION, base_model
+from tools.tryout import MODEL, QUESTION, SERVING, base_model
 
 BEGIN: Final = "<!-- Written by make bench-first-answer from here -->"
 EXAMPLE: Final = ROOT / "examples" / "ticket-routing"
@@ -55,7 +55,6 @@ WITH_KUBECTL: Final = (
     + json.dumps({"model": NAME, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0})
     + "'",
 )
-SERVING: Final = re.compile(r"serving \S+ at ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from finetune_client.client import Run, in_order
 from finetune_client.cluster import ClusterBackend
 from finetune_client.errors import OperationError, ProgramExit
 from finetune_client.local.files import Content, Input, configmaps_of, folder_content, read_files
+from finetune_client.outcome import stalled_code
 from finetune_client.quick_start import Place, manifest_files
 from finetune_client.tables import console, printable
 from finetune_client.transfer.copying import AGAIN
@@ -26,7 +27,7 @@ from finetune_client.verbs.submitting import apply_all, refuse_other_namespaces
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.status.conditions import NOT_PASSED_REASONS, is_true, present_state
+from finetune_operator.status.conditions import is_true, present_state
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.disk_space import size_text
 
@@ -239,10 +240,7 @@ def _wait(backend: ClusterBackend, manifest: Object, made: Sequence[Run]) -> Non
         if present is not None:
             line = f"{kind} {name}: {present.reason}: {present.message}"
             if present.type == ConditionType.STALLED:
-                missed = present.reason in NOT_PASSED_REASONS
-                raise OperationError(
-                    line, exit_code=ProgramExit.GATES_FAILED if missed else ProgramExit.FAILED
-                )
+                raise OperationError(line, exit_code=stalled_code(present))
             if present.type != ConditionType.READY:
                 if line != shown:
                     print(printable(f"   {line}"), flush=True)

@@ -227,6 +227,11 @@ class RunPass(StagePass[FineTuneJobStatus]):
         return resolve(self.job, self.snapshot)
 
     @property
+    def base_model_uri(self) -> str:
+        """Source of the base model: of the Checkpoint that the run continues from, or that of the spec."""
+        return self.status.resolved.base_model_uri or self.job.spec.base_model.uri or ""
+
+    @property
     def measured_version(self) -> MeasuredVersion:
         """The version of `evaluation.dataset`, or that of the training rows."""
         resolved = self.status.resolved

@@ -166,8 +166,7 @@ def _inputs(run: RunPass, found: Prerequisites, stage: Stage) -> StageInputs:
     devices = run.job.spec.compute.devices
     limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
     on_cuda = found.profile_of(stage).spec.accelerator.resource.startswith(CUDA_RESOURCES)
-    base_model = run.status.resolved.base_model_uri or run.job.spec.base_model.uri or ""
-    similar = SimilarRuns(found.profile.name, base_model, run.job.spec.method.type)
+    similar = SimilarRuns(found.profile.name, run.base_model_uri, run.job.spec.method.type)
     return StageInputs(
         owner=run.job,
         run=run.job.uid,

@@ -81,7 +81,7 @@ def _record(run: RunPass, trained: TrainResult, planned: ResolvedHyperparameters
             store=resolved.store or "",
             store_credentials=resolved.store_credentials,
             parent_checkpoint=resolved.parent_checkpoint,
-            base_model_uri=resolved.base_model_uri or job.spec.base_model.uri or "",
+            base_model_uri=run.base_model_uri,
             base_model_digest=resolved.base_model_digest or "",
             base_model_revision=resolved.base_model_revision,
             dataset_version=resolved.dataset_version or "",

@@ -223,6 +223,11 @@ class _LastRuns(Generic[K]):
         """The values of the last runs, oldest first."""
         return [value for _, _, value in self._runs.get(key, ())]
 
+    def median(self, key: K) -> float | None:
+        """The median of the last runs; None before the first."""
+        values = self.of(key)
+        return median(values) if values else None
+
 
 class Calibration:
     """Keeps few numbers per run.
@@ -266,13 +271,11 @@ class Calibration:
 
     def mfu(self, profile: str) -> float | None:
         """The median model FLOPs utilization of the last runs with this profile; None before the first."""
-        runs = self._mfu.of(profile)
-        return median(runs) if runs else None
+        return self._mfu.median(profile)
 
     def mfu_of(self, runs: SimilarRuns) -> float | None:
         """The same of the last similar runs of at least MIN_CALIBRATION_SECONDS."""
-        found = self._similar_mfu.of(runs)
-        return median(found) if found else None
+        return self._similar_mfu.median(runs)
 
     def peak_bytes(self, line: LineOnProfile) -> list[float]:
         """Peak memory of the devices in the last runs of a model line with a profile, oldest first."""
@@ -280,8 +283,7 @@ class Calibration:
 
     def memory_used_ratio(self, profile: str) -> float | None:
         """The median of peak divided by memory of a device over the last runs; None before the first."""
-        ratios = self._memory_used_ratio.of(profile)
-        return median(ratios) if ratios else None
+        return self._memory_used_ratio.median(profile)
 
 
 def _similar(job: Manifest, profile: str) -> SimilarRuns:
