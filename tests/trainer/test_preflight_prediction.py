@@ -142,21 +142,31 @@ def test_what_was_changed_is_said_with_the_memory_that_it_saves() -> None:
     [
         (200, (16_384, False)),  # 16,000 tokens in a step: 170 GiB
         (102, (8_192, False)),  # 91 GiB
-        (100, (4_096, False)),
-        (50, (2_048, False)),
-        (70, (4_096, False)),
-        (30, (4_096, True)),  # recomputing 4,096 tokens needs less than 1,000 without
+        (100, (7_168, False)),
+        (70, (5_120, False)),
+        (50, (3_072, False)),
+        (30, (5_120, True)),  # recomputing 5,120 tokens needs less than 2,048 without
         (15, (1_024, True)),
         (14, (1_000, True)),
     ],
 )
-def test_a_token_budget_is_halved_and_then_recomputing_allows_a_larger_one(
-    available: int, expected: tuple[int, bool]
+def test_the_largest_token_budget_that_fits_is_found_with_few_measurements(
+    available: int, expected: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured: set[StepShape] = set()
+    peak_bytes = Stated.peak_bytes
+
+    def recorded(memory: Stated, shape: StepShape) -> int:
+        measured.add(shape)
+        return peak_bytes(memory, shape)
+
+    monkeypatch.setattr(Stated, "peak_bytes", recorded)
+
     used = planned(available, batch=16, budget=16_384).hyperparameters
 
     assert (used.max_batch_tokens, used.gradient_checkpointing) == expected
     assert used.batch_size == 16
+    assert len(measured) <= 9  # of 32 budgets, and the chosen one without recomputing
 
 
 def test_a_token_budget_of_a_user_without_checkpointing_shrinks_further() -> None:

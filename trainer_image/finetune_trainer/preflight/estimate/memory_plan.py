@@ -2,13 +2,15 @@
 """Chooses batches and gradient checkpointing so that a step fits the memory of a device.
 
 Batches of rows are halved, and then activations are recomputed: the same steps that train takes when memory
-runs out (`train.memory_ladder`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
-chosen with which a step fits if activations are recomputed. What the user set is kept.
+runs out (`train.memory_ladder`). A token budget is the largest multiple of `BUDGET_STEP`, not below
+`MIN_TOKENS`, with which a step fits, or else the largest with which it fits if activations are recomputed.
+What the user set is kept.
 
 The failure of a run that cannot fit its devices names what would fit.
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,6 +30,8 @@ FITS: Final = 0.9
 """Share of a device's memory below which a prediction fits."""
 MIN_TOKENS: Final = 2048
 """Tokens of a batch below which gradient checkpointing costs less time than smaller batches."""
+BUDGET_STEP: Final = 1024
+"""Difference of two token budgets that are tried."""
 TOO_LARGE: Final = 1.15
 """Share of a device's memory above which a prediction cannot fit."""
 
@@ -72,10 +76,14 @@ def plan_memory(
     used, smallest = defaults, peak_of(defaults)
     verdict: Verdict = "Unknown"
     if available is not None:
-        for used in _candidates(defaults, requested, max_row_tokens):
-            smallest = peak_of(used)
-            if smallest < FITS * available:
-                verdict = "Fits"
+
+        def fits(used: Hyperparameters) -> bool:
+            return peak_of(used) < FITS * available
+
+        for candidates in _candidates(defaults, requested, max_row_tokens):
+            used = _first_that_fits(candidates, fits)
+            if fits(used):
+                smallest, verdict = peak_of(used), "Fits"
                 break
         else:
             # Train turns on checkpointing when memory runs out, also where the user switched it off.
@@ -93,30 +101,49 @@ def plan_memory(
 
 def _candidates(
     defaults: Hyperparameters, requested: RequestedHyperparameters, max_row_tokens: int
-) -> Iterator[Hyperparameters]:
-    """Settings from the fastest to those that need least memory. Only what the user did not set changes."""
+) -> Iterator[Sequence[Hyperparameters]]:
+    """Settings from the fastest to those that need least memory. Only what the user did not set changes.
+
+    Each setting of a sequence needs less memory than the one before.
+    """
     may_checkpoint = requested.gradient_checkpointing is None
-    if defaults.max_batch_tokens is not None:
-        for checkpointing in (False, True) if may_checkpoint else (defaults.gradient_checkpointing,):
-            is_last = checkpointing or not may_checkpoint
-            for tokens in _budgets(defaults.max_batch_tokens, max_row_tokens, 0 if is_last else MIN_TOKENS):
-                yield defaults.model_copy(
-                    update={"max_batch_tokens": tokens, "gradient_checkpointing": checkpointing}
-                )
+    if defaults.max_batch_tokens is None:
+        yield list(_rungs(defaults, may_checkpoint, max_row_tokens))
         return
+    for checkpointing in (False, True) if may_checkpoint else (defaults.gradient_checkpointing,):
+        min_tokens = MIN_TOKENS if may_checkpoint and not checkpointing else 0
+        yield [
+            defaults.model_copy(update={"max_batch_tokens": tokens, "gradient_checkpointing": checkpointing})
+            for tokens in _budgets(defaults.max_batch_tokens, max(max_row_tokens, min_tokens))
+        ]
+
+
+def _rungs(defaults: Hyperparameters, may_checkpoint: bool, max_row_tokens: int) -> Iterator[Hyperparameters]:
     ladder: MemoryLadder | None = MemoryLadder()
     while ladder is not None and (may_checkpoint or not ladder.gradient_checkpointing):
         yield (used := ladder.apply(defaults))
         ladder = ladder.next(used, max_row_tokens)
 
 
-def _budgets(tokens: int, max_row_tokens: int, min_tokens: int) -> Iterator[int]:
-    """Token budgets, each half of the one before, down to `min_tokens` or the longest row."""
-    smallest = max(max_row_tokens, min_tokens)
-    while tokens > smallest:
-        yield tokens
-        tokens //= 2
+def _budgets(largest: int, smallest: int) -> Iterator[int]:
+    """`largest`, the multiples of `BUDGET_STEP` between, and `smallest`, in descending order."""
+    if largest > smallest:
+        yield largest
+        first = (largest - 1) // BUDGET_STEP * BUDGET_STEP
+        yield from range(first, smallest, -BUDGET_STEP)
     yield smallest
+
+
+def _first_that_fits(
+    candidates: Sequence[Hyperparameters], fits: Callable[[Hyperparameters], bool]
+) -> Hyperparameters:
+    """The first candidate that fits, or the last. Measures the first and the last, then by bisection."""
+    last = len(candidates) - 1
+    if fits(candidates[0]):
+        return candidates[0]
+    if not fits(candidates[last]):
+        return candidates[last]
+    return candidates[bisect_left(candidates, x=True, lo=1, hi=last, key=fits)]
 
 
 def step_shape(used: Hyperparameters, objective: Objective, max_row_tokens: int) -> StepShape:
