@@ -2,6 +2,7 @@
 """Intervals of an evaluation: values from the literature and from SciPy, coverage, and properties."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap
 
 from finetune_trainer.statistics.bootstrap import (
+    MANY_UNITS,
     MAX_UNITS,
     MIN_UNITS,
+    RESAMPLES,
+    SEED,
     Numbers,
     Resampled,
     ratio,
@@ -126,12 +130,33 @@ def test_a_model_that_alone_answers_all_rows_right_gains_at_most_1() -> None:
 
 
 def test_a_mean_has_the_interval_of_scipy() -> None:
-    values = np.random.default_rng(3).beta(2, 1, 60)
-    expected = bootstrap(
-        (values,), np.mean, n_resamples=9_999, method="BCa", rng=np.random.default_rng(0)
-    ).confidence_interval
+    values = np.random.default_rng(3).beta(2, 1, MANY_UNITS)
 
-    assert bounds(mean_of(values)) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert bounds(mean_of(values)) == pytest.approx(bca(values), abs=1e-12)
+
+
+def bca(values: Numbers) -> tuple[float, float]:
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(SEED)
+    ).confidence_interval
+    return interval.low, interval.high
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_mean_of_few_rows_has_the_wider_bounds_of_bca_and_of_the_bootstrap_t(skewed: bool) -> None:
+    values = np.random.default_rng(3).beta(8, 0.4, 40)
+    values = values if skewed else 1 - values
+    drawn = np.random.default_rng(SEED).integers(40, size=(RESAMPLES, 40))
+    errors = values[drawn].std(1, ddof=1) / math.sqrt(40)
+    distances = (values[drawn].mean(1) - values.mean()) / errors
+    error = values.std(ddof=1) / math.sqrt(40)
+    high, low = values.mean() - np.quantile(distances, [0.025, 0.975], method="nearest") * error
+
+    expected = bca(values)
+    assert (low < expected[0], high > expected[1]) != (False, False)
+    found = bounds(mean_of(values))
+
+    assert found == pytest.approx((max(min(low, expected[0]), 0), min(max(high, expected[1]), 1)), abs=1e-6)
 
 
 def test_the_interval_of_a_mean_is_the_same_each_time() -> None:
@@ -197,11 +222,14 @@ def test_only_differences_of_0_have_an_interval_without_width(value: float, has_
 # Coverage
 
 
-def grid() -> list[object]:
+def grid(always: int, values: Sequence[float] = intervals.VALUES) -> list[object]:
+    """Cases for `ROWS`; only those with `always` rows run in `make test`."""
     return [
-        pytest.param(rows, value, id=f"{rows} rows, {value}", marks=() if rows == 50 else pytest.mark.full)
+        pytest.param(
+            rows, value, id=f"{rows} rows, {value}", marks=() if rows == always else pytest.mark.full
+        )
         for rows in intervals.ROWS
-        for value in intervals.VALUES
+        for value in values
     ]
 
 
@@ -212,7 +240,7 @@ def assert_covered(found: Coverage) -> None:
     assert min(found.lower, found.upper) >= 0.92
 
 
-@pytest.mark.parametrize(("rows", "value"), grid())
+@pytest.mark.parametrize(("rows", "value"), grid(50))
 def test_the_interval_of_a_share_covers_what_it_states(rows: int, value: float) -> None:
     assert_covered(intervals.of_proportions(rows, value))
 
@@ -226,14 +254,24 @@ def test_the_interval_of_a_share_near_1_covers_nearly_what_it_states(rows: int, 
     assert min(found.lower, found.upper) >= 0.9
 
 
-@pytest.mark.parametrize(("rows", "value"), grid())
+@pytest.mark.parametrize(("rows", "value"), grid(50))
 def test_the_interval_of_a_paired_difference_covers_what_it_states(rows: int, value: float) -> None:
     assert_covered(intervals.of_pairs(rows, value, samples=2000))
 
 
-@pytest.mark.parametrize(("rows", "value"), grid())
+@pytest.mark.parametrize(("rows", "value"), grid(20))
 def test_the_interval_of_a_mean_covers_what_it_states(rows: int, value: float) -> None:
     assert_covered(intervals.of_means(rows, value, samples=300))
+
+
+@pytest.mark.parametrize(("rows", "deviation"), grid(20, intervals.SKEWS))
+def test_the_interval_of_a_mean_of_skewed_values_covers_nearly_what_it_states(
+    rows: int, deviation: float
+) -> None:
+    found = intervals.of_skewed_means(rows, deviation, samples=300)
+
+    assert found.two_sided >= 0.9
+    assert min(found.lower, found.upper) >= 0.86
 
 
 # Properties

@@ -29,12 +29,13 @@ def tables(
     for sheet in sheets:
         console.print(sheet.to_terminal())
     with console.status("simulating coverage", refresh_per_second=1):
-        covered = intervals.coverage_sheet(samples)
-    console.print(covered.to_terminal())
+        covered = intervals.coverage_sheets(samples)
+    for sheet in covered:
+        console.print(sheet.to_terminal())
     if page:
         packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
         put(PAGE, BEGIN_ROWS, sheets, packages)
-        put(PAGE, BEGIN_COVERAGE, [covered], packages)
+        put(PAGE, BEGIN_COVERAGE, covered, packages)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import binom
 
-from finetune_trainer.statistics.bootstrap import Resampled, ratio
+from finetune_trainer.statistics.bootstrap import Resampled, bootstrap_mean
 from finetune_trainer.statistics.estimate import (
     MAX_ROWS,
     POWER,
@@ -93,13 +93,14 @@ def _cells(values: tuple[float, ...], cell: Callable[[float], int | None]) -> li
     return ["–" if rows is None or rows >= MAX_ROWS else f"{rows:,}" for rows in found]
 
 
-ROWS: Final = (50, 200, 1000)
+ROWS: Final = (20, 50, 200, 1000)
 VALUES: Final = (0.5, 0.8, 0.95)
+SKEWS: Final = (0.5, 1.0)
+"""Standard deviations of the logarithm of skewed values, such as losses."""
 GAIN: Final = 0.1
 """Of the first model over the second, in samples of pairs."""
 CORRELATION: Final = 0.5
 """Of the outcomes of one row with two models."""
-"""Of the one-sided bounds."""
 CONCENTRATION: Final = 4
 """Sum of the parameters of the beta distribution that values of rows have."""
 NEGLIGIBLE: Final = 1e-9
@@ -119,22 +120,33 @@ class Coverage:
         return " · ".join(f"{100 * share:.1f}" for share in (self.two_sided, self.lower, self.upper))
 
 
-def coverage_sheet(samples: int) -> Sheet:
-    """The coverage of all methods on the grid of `ROWS` and `VALUES`, in percent."""
+def coverage_sheets(samples: int) -> list[Sheet]:
+    """The coverage of all methods for `ROWS`, by `VALUES` or `SKEWS`, in percent."""
     methods: dict[str, Callable[[int, float], Coverage]] = {
         "share (Wilson, Clopper–Pearson)": of_proportions,
         f"gain of {GAIN} in a share (Tango)": partial(of_pairs, samples=samples),
-        "mean (BCa bootstrap)": partial(of_means, samples=samples),
+        "mean (bootstrap)": partial(of_means, samples=samples),
     }
-    return Sheet(
-        f"Coverage in %: two-sided at {SHOWN_LEVEL:.0%} · one-sided lower · upper bound at {CONFIDENCE:.0%}",
-        ("figure", "rows", *(f"true value {value}" for value in VALUES)),
-        tuple(
-            (name, f"{rows:,}", *(str(covered(rows, value)) for value in VALUES))
-            for name, covered in methods.items()
-            for rows in ROWS
+    cell = f"two-sided at {SHOWN_LEVEL:.0%} · one-sided lower · upper bound at {CONFIDENCE:.0%}"
+    return [
+        Sheet(
+            f"Coverage in %: {cell}",
+            ("figure", "rows", *(f"true value {value}" for value in VALUES)),
+            tuple(
+                (name, f"{rows:,}", *(str(covered(rows, value)) for value in VALUES))
+                for name, covered in methods.items()
+                for rows in ROWS
+            ),
         ),
-    )
+        Sheet(
+            f"Coverage in % of the mean of log-normal values: {cell}",
+            ("rows", *(f"σ of the logarithm {skew:g}" for skew in SKEWS)),
+            tuple(
+                (f"{rows:,}", *(str(of_skewed_means(rows, skew, samples=samples)) for skew in SKEWS))
+                for rows in ROWS
+            ),
+        ),
+    ]
 
 
 def of_proportions(rows: int, share: float) -> Coverage:
@@ -172,10 +184,19 @@ def of_means(rows: int, mean: float, samples: int) -> Coverage:
     first, second = CONCENTRATION * mean, CONCENTRATION * (1 - mean)
 
     def sample() -> Resampled:
-        values = random.beta(first, second, rows)
-        return Resampled(float(values.mean()), rows, np.stack([values, np.ones(rows)], 1), ratio, (0, 1))
+        return bootstrap_mean(random.beta(first, second, rows), None, (0, 1))
 
     return _coverage(mean, ((1 / samples, sample()) for _ in range(samples)))
+
+
+def of_skewed_means(rows: int, deviation: float, samples: int) -> Coverage:
+    """Cover the mean of values above 0 whose logarithm is normal with this standard deviation."""
+    random = np.random.default_rng(rows)
+
+    def sample() -> Resampled:
+        return bootstrap_mean(random.lognormal(sigma=deviation, size=rows), None, (0, math.inf))
+
+    return _coverage(math.exp(deviation**2 / 2), ((1 / samples, sample()) for _ in range(samples)))
 
 
 def _coverage(truth: float, outcomes: Iterable[tuple[float, Estimate]]) -> Coverage:

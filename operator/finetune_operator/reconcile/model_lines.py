@@ -96,6 +96,8 @@ class _Entry:
     model_line: str
     parent: str | None
     dataset_version: str
+    judged_on: str | None
+    """Digest of the DatasetVersion on whose test rows its run measured it."""
     recorded_at: datetime
     promoted_at: datetime | None
     is_terminating: bool
@@ -104,12 +106,15 @@ class _Entry:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "_Entry":
+        scores = scores_of(checkpoint)
+        judged_on = None if scores is None else scores.dataset_digest
         return cls(
             uid=checkpoint.uid,
             run=sys.intern(checkpoint.spec.lineage.job.uid),
             model_line=sys.intern(checkpoint.spec.model_line),
             parent=checkpoint.spec.lineage.parent_checkpoint,
             dataset_version=sys.intern(checkpoint.spec.lineage.dataset_version),
+            judged_on=None if judged_on is None else sys.intern(judged_on),
             recorded_at=recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
             is_terminating=is_terminating(checkpoint),
@@ -199,6 +204,11 @@ class CheckpointIndex:
     def of_line(self, model_line: str) -> tuple[Checkpoint, ...]:
         """Checkpoints of this model line; loads all of them."""
         return self._all(self._lines.get(model_line, ()))
+
+    def runs_judged_on(self, dataset_digest: str, model_line: str) -> set[str]:
+        """UIDs of the runs of a model line that were measured on the test rows of this DatasetVersion."""
+        entries = (self._entries[name] for name in self._lines.get(model_line, ()))
+        return {entry.run for entry in entries if entry.judged_on == dataset_digest}
 
     def has_line(self, model_line: str) -> bool:
         """Whether a Checkpoint belongs to this model line."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Promotion and approval: which Checkpoint a model line stands for."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -24,9 +25,14 @@ from tests.unit.operator.runobjects import (
 )
 
 
-def judged(tuned: float = 0.95, findings: tuple[CheckFinding, ...] = (), **spec: Any) -> MemoryCluster:
-    """A run at its end; `evaluation: None` leaves the evaluation out."""
-    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**spec))
+def judged(
+    tuned: float = 0.95,
+    findings: tuple[CheckFinding, ...] = (),
+    before: Iterable[Manifest] = (),
+    **spec: Any,
+) -> MemoryCluster:
+    """A run at its end, and the objects from before it; `evaluation: None` leaves the evaluation out."""
+    cluster = MemoryCluster(*prerequisites(), dataset(), *before, finetunejob(**spec))
     cluster.settle()
     results = [("prepare", prepared()), ("preflight", preflighted()), ("train", trained())]
     if cluster.job(JOB).spec.evaluation is not None:
@@ -175,6 +181,30 @@ def record(name: str, character: str, promoted_at: str | None = None, **metadata
         "spec": spec,
         "status": {"observedGeneration": 1, **({"promotedAt": promoted_at} if promoted_at else {})},
     }
+
+
+@pytest.mark.parametrize(("others", "other_rows", "warned"), [(10, 0, True), (9, 0, False), (9, 5, False)])
+def test_many_runs_that_are_judged_on_the_same_rows_are_warned_of(
+    others: int, other_rows: int, warned: bool
+) -> None:
+    scores = judged().objects["Checkpoint", CHECKPOINT]["status"]["evaluations"]
+    before = [record(f"run-{number}", "9") for number in range(others + other_rows)]
+    for number, each in enumerate(before):
+        each["spec"]["lineage"]["job"]["uid"] = f"gone-{number}"
+        each["status"]["evaluations"] = scores
+    for each in before[others:]:
+        each["status"]["evaluations"] = [{**scores[0], "datasetDigest": digest("8")}]
+
+    cluster = judged(before=before)
+
+    texts = [event.message for event in cluster.events if event.reason == "EvaluationWarning"]
+    said = [text for text in texts if "have been judged on the test rows of tickets-" in text]
+    assert [text.partition(" have")[0] for text in said] == [
+        "11 runs of the model line ticket-routing"
+    ] * warned
+    evaluated_ = cluster.condition("FineTuneJob", JOB, "Evaluated")
+    assert evaluated_ is not None
+    assert ("judge it on new rows with an Evaluation" in evaluated_["message"]) == warned
 
 
 def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion() -> None:

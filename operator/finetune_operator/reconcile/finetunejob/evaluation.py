@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation of a run: its best Checkpoint is measured on held-out rows, and gates decide."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.api.compute_profile import ComputeProfile
@@ -49,6 +50,8 @@ from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 STAGE: Final = EVALUATE
+MAX_RUNS: Final = 10
+"""Runs of a model line that may be judged on the same test rows without a warning."""
 
 
 def evaluate(run: RunPass) -> PassOutcome | None:
@@ -115,7 +118,7 @@ def _measured(
 
 def _record(run: RunPass, spec: EvaluationSettings, evaluation: EvaluationStatus) -> None:
     run.update(evaluation=evaluation)
-    text, said = verdict_text(evaluation), notes(spec, evaluation)
+    text, said = verdict_text(evaluation), (*notes(spec, evaluation), *_reused_rows(run, evaluation))
     untested = _untested_text(evaluation.untested_answers)
     report = f"; report: {evaluation.report_uri}" if evaluation.report_uri else ""
     run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}{report}")
@@ -124,6 +127,19 @@ def _record(run: RunPass, spec: EvaluationSettings, evaluation: EvaluationStatus
         run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
     for note in said:
         run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
+
+
+def _reused_rows(run: RunPass, evaluation: EvaluationStatus) -> Iterator[str]:
+    """A sentence for the user if so many runs were judged on the same rows that the best may be a matter of
+    chance."""
+    line = run.job.spec.model_line
+    judged = run.snapshot.checkpoints.runs_judged_on(evaluation.dataset_digest or "", line) | {run.job.uid}
+    if len(judged) > MAX_RUNS:
+        yield (
+            f"{len(judged)} runs of the model line {line} have been judged on the test rows of"
+            f" {evaluation.dataset_version}, and the best of many runs is the best partly by chance: judge it"
+            " on new rows with an Evaluation"
+        )
 
 
 def _unpermitted(run: RunPass) -> Blocked | None:
