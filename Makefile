@@ -28,7 +28,7 @@ try: .venv ## From rows to a served answer on this machine, without root and wit
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m tools.demo
 
-test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node; MINUTES=45 fails if they take longer
+test: packages prometheus .venv programs ## Every test: unit, trainer, API server, end to end on a real node; MINUTES=45 fails if they take longer
 	@$(RUN) -m tools.suites $(if $(PAGE),--page) $(if $(MINUTES),--minutes $(MINUTES))
 
 test-times: ## The same, and the times of the suites into docs/testing.md
@@ -61,7 +61,7 @@ integration: packages prometheus .venv programs ## The operator on a real API se
 faults: packages .venv programs ## The operator disturbed at its writes; ARGS chooses
 	$(SUITE) tests/faults -m "not full" $(ARGS)
 
-e2e: packages prometheus .venv cluster programs images ## Everything on a real node; ARGS chooses
+e2e: packages prometheus .venv programs ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
 verify: packages-optional venv-keep build/docs/venv ## Generated files, lint, types, import rules, tables, charts, workflows, the site

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m tools.suites [--suite NAME] [--page] [--minutes N] [-- ARGUMENTS OF PYTEST]"""
 
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from tools.bootstrap.uv import ROOT
 from tools.cluster.linux_namespaces import isolated
 from tools.suites.durations import Result, print_results, sheet, slowest, write
 from tools.suites.sessions import Suite, TestSession, run_concurrently, suites
@@ -59,6 +61,9 @@ def _passes(
     result = Result(suite.title)
     results.append(result)
     started = time.monotonic()
+    if suite.targets and subprocess.run(["make", *suite.targets], cwd=ROOT, check=False).returncode:
+        result.failures.append(f"{suite.title}: make {' '.join(suite.targets)} failed")
+        return False
     passed = True
     for number, sessions in enumerate(suite.steps):
         reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]

@@ -132,11 +132,13 @@ class Suite:
         name: name on the command line.
         title: name in tables.
         steps: sessions of each step, in order.
+        targets: targets of make that it needs, made before its first step.
     """
 
     name: str
     title: str
     steps: tuple[tuple[TestSession, ...], ...]
+    targets: tuple[str, ...] = ()
 
 
 def suites(records: Path) -> tuple[Suite, ...]:
@@ -160,7 +162,8 @@ def suites(records: Path) -> tuple[Suite, ...]:
                 ),
             ),
         ),
-        Suite("e2e", "end to end", _e2e(f"--requests={records}")),
+        # An idle cluster takes processor time, so the other suites run before it starts.
+        Suite("e2e", "end to end", _e2e(f"--requests={records}"), targets=("cluster", "images")),
     )
 
 

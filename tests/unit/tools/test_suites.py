@@ -218,5 +218,17 @@ def test_after_the_time_for_all_suites_no_test_starts(
     assert "FAILED one: the time for all suites was over before its last test" in ended.output
 
 
+def test_a_suite_whose_targets_cannot_be_made_fails_and_runs_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = TestSession("one", ("tests/unit/tools/test_suites.py",))
+    plan = [Suite("one", "one", ((session,),), targets=("no-such-target",))]
+    monkeypatch.setattr("tools.suites.__main__.suites", lambda _records: plan)
+
+    ended = CliRunner().invoke(app)
+
+    assert ended.exit_code == 1
+    assert "FAILED one: make no-such-target failed" in ended.output
+    assert "│ all   │     0 │" in ended.output
+
+
 def test_the_page_has_the_markers_of_the_table() -> None:
     assert END in PAGE.read_text().partition(BEGIN)[2]
