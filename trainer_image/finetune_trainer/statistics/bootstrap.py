@@ -136,7 +136,7 @@ class Resampled:
             ends = np.quantile(self._resampled.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
         if self.units < MANY_UNITS:
             studentized = self._studentized_interval(level)
-            ends = np.where([studentized[0] < ends[0], studentized[1] > ends[1]], studentized, ends)
+            ends = np.array([np.fmin(ends[0], studentized[0]), np.fmax(ends[1], studentized[1])])
         return ConfidenceInterval(
             min(max(float(ends[0]), low), self.value), max(min(float(ends[1]), high), self.value)
         )
