@@ -22,7 +22,13 @@ from pydantic import ValidationError
 
 from finetune_client.local.cluster import Cluster, at
 from finetune_client.local.files import Content
-from finetune_client.local.processes import ContainerProcess, Launch, StartProcess, end_left_processes
+from finetune_client.local.processes import (
+    CUDA_DEVICES_ENV,
+    ContainerProcess,
+    Launch,
+    StartProcess,
+    end_left_processes,
+)
 from finetune_client.local.profile import CUDA
 from finetune_operator.observe.pod_status import has_ended
 from finetune_operator.plan import Manifest
@@ -232,7 +238,7 @@ class Kubelet:
             TERMINATION_MESSAGE_ENV: str(message),
             PROGRESS_ENV: str(progress),
             SERVE_HOST_ENV: HOST,
-            "CUDA_VISIBLE_DEVICES": _visible_devices(container),
+            CUDA_DEVICES_ENV: _visible_devices(container),
         }
         process = self._start(
             Launch(
@@ -421,9 +427,9 @@ def _interrupted(status: Manifest, finished: str) -> Manifest:
 
 
 def _visible_devices(container: Manifest) -> str:
-    """Value of CUDA_VISIBLE_DEVICES: as many devices as the container requests."""
+    """Value of `CUDA_DEVICES_ENV`: as many devices as the container requests."""
     requested = int(container.get("resources", {}).get("limits", {}).get(CUDA, 0))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(CUDA_DEVICES_ENV)
     names = visible.split(",") if visible else [str(index) for index in range(requested)]
     return ",".join(names[:requested])
 

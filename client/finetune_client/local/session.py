@@ -13,7 +13,7 @@ from finetune_client.local import Until
 from finetune_client.local.controllers import FIRST_BACKOFF, DeploymentController, JobController, exit_code
 from finetune_client.local.kubelet import PORT, Kubelet, VolumeFolders, is_healthy
 from finetune_client.local.persistence import Folder, StoredCluster
-from finetune_client.local.processes import ChildProcess, StartProcess
+from finetune_client.local.processes import StageProcesses, StartProcess
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.labels import OWNER_NAME
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
@@ -93,7 +93,7 @@ class Session:
     Args:
         folder: the folder.
         volumes: folders in place of volumes.
-        start: starts a container.
+        start: starts a container; None: as `StageProcesses`.
         probe: readiness probe of an engine at a port.
         first_backoff: delay before the first pod that replaces a failed one.
         pause: waits between two turns.
@@ -104,13 +104,14 @@ class Session:
         folder: Folder,
         volumes: VolumeFolders,
         *,
-        start: StartProcess = ChildProcess,
+        start: StartProcess | None = None,
         probe: Callable[[int], bool] = is_healthy,
         first_backoff: timedelta = FIRST_BACKOFF,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.cluster = StoredCluster(folder)
-        self.kubelet = Kubelet(self.cluster, folder.root, volumes, start, probe)
+        self._processes = StageProcesses()
+        self.kubelet = Kubelet(self.cluster, folder.root, volumes, start or self._processes, probe)
         self._jobs = JobController(self.cluster, first_backoff)
         self._deployments = DeploymentController(self.cluster)
         self._pause = pause
@@ -205,6 +206,7 @@ class Session:
     def close(self) -> None:
         """End what still runs."""
         self._end_processes()
+        self._processes.close()
 
     def _end_processes(self) -> None:
         self.kubelet.terminate_all()

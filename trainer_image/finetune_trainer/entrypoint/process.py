@@ -295,8 +295,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def run_command_line() -> int:
-    """Run the stage of the config in the command line or the environment. Returns the exit code."""
+def configure_libraries() -> None:
+    """Set what libraries read from the environment when they are imported."""
     # No stage compiles a model, and bitsandbytes takes seconds to load PyTorch's compiler. The Triton kernels
     # that TRL launches on a GPU do not need it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -307,6 +307,11 @@ def run_command_line() -> int:
     # take processor time from the endpoints of the node, and make a step on shared processors five times as
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def run_command_line() -> int:
+    """Run the stage of the config in the command line or the environment. Returns the exit code."""
+    configure_libraries()
     logs.configure_logs()
     parser = argparse.ArgumentParser(
         prog="finetune-trainer", description="Run one stage of a fine-tuning run."
