@@ -384,6 +384,7 @@ class ReconcileWorkers:
         self._reconcile = reconcile
         self._count = count
         self._observe = observe
+        self._turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Work until the queue is closed, and finish running passes. Cancel to stop within a pass."""
@@ -393,17 +394,18 @@ class ReconcileWorkers:
 
     async def _work(self) -> None:
         while True:
-            try:
-                key = await self._queue.get()
-            except QueueClosed:
-                return
+            # A pass without changes never awaits I/O. The event loop starts one in each iteration: passes of
+            # all workers in a row would delay everything else in the process.
+            async with self._turn:
+                await asyncio.sleep(0)
+                try:
+                    key = await self._queue.get()
+                except QueueClosed:
+                    return
             try:
                 await self._pass(key)
             finally:
                 self._queue.done(key)
-            # A pass without changes never awaits I/O. Without this, one worker would execute all such passes
-            # in a row, and nothing else would run in the meantime.
-            await asyncio.sleep(0)
 
     async def _pass(self, key: Key) -> None:
         started = time.perf_counter()
