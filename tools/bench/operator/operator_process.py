@@ -17,6 +17,7 @@ import httpx
 from tools.bench.operator.deadlines import until
 from tools.bench.page import BenchError
 from tools.cluster.layout import free_port
+from tools.cluster.processes import WITH_PARENT
 
 ANSWER_SECONDS: Final = 30
 """Timeout of a request; more than a busy operator needs to answer."""
@@ -55,7 +56,7 @@ class OperatorProcess:
         port, report_port = free_port(), free_port()
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "finetune_operator"),
+                *(*WITH_PARENT, sys.executable, "-m", "finetune_operator"),
                 env={
                     "PATH": os.environ["PATH"],
                     "KUBECONFIG": str(kubeconfig),
