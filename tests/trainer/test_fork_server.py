@@ -103,12 +103,15 @@ def long_training(bench: Workbench) -> Contract:
 
 def test_signals_reach_it_before_it_is_forked(containers: Containers, bench: Workbench) -> None:
     saving, killed = (containers.launch(long_training(bench)) for _ in range(2))
-    processes = containers.start(saving), containers.start(killed)
+    fresh = containers.launch(long_training(bench), environment={"OF_ITS_OWN": "1"})
+    processes = [containers.start(each) for each in (saving, fresh, killed)]
 
-    processes[0].terminate()
-    processes[1].kill()
+    for each in processes[:2]:
+        each.terminate()
+    processes[2].kill()
 
-    assert [wait(each) for each in processes] == [ExitCode.PREEMPTED_SAVED, 128 + signal.SIGKILL]
+    saved = ExitCode.PREEMPTED_SAVED
+    assert [wait(each) for each in processes] == [saved, saved, 128 + signal.SIGKILL]
     assert not is_locked(killed)
 
 

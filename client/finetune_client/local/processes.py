@@ -20,6 +20,7 @@ from finetune_trainer.contract.environment import (
     TERMINATION_MESSAGE_ENV,
 )
 from finetune_trainer.entrypoint.fork_server import PRELOADED, THREADS_ENV, ForkRequest
+from finetune_trainer.runtime import signals
 
 CUDA_DEVICES_ENV: Final = "CUDA_VISIBLE_DEVICES"
 PER_PROCESS: Final = frozenset(
@@ -112,15 +113,16 @@ class ChildProcess:
     """
 
     def __init__(self, launch: Launch, log: int, lock: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer", "--config", str(launch.config)],
-            env={**os.environ, **launch.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+        with signals.blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_trainer", "--config", str(launch.config)],
+                env={**os.environ, **launch.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         os.write(lock, str(self._process.pid).encode())
 
     def poll(self) -> int | None:

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import selectors
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +98,6 @@ def main(descriptor: int) -> int:
         request = _fork_for_each_request(program)
     if request is None:
         return 0
-    signals.exit_before_start()
     os.environ.update(request.environment)
     if THREADS_ENV in os.environ:
         import torch
@@ -125,11 +123,12 @@ def _fork_for_each_request(program: socket.socket) -> ForkRequest | None:
                 content, files, *_ = socket.recv_fds(program, MAX_REQUEST_BYTES, 3)
                 if not content:
                     return None
-                with _closed(files[:2]):
+                with signals.blocked(), _closed(files[:2]):
                     process = os.fork()
                     if not process:
                         stages.forget()
                         _become_container(*files)
+                        signals.exit_before_start()
                         return ForkRequest(**json.loads(content))
                 stages.add(process, files[2])
 
@@ -157,10 +156,7 @@ def _become_container(log: int, lock: int, pipe: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     fcntl.fcntl(lock, fcntl.F_DUPFD, 0)  # the copy is inherited by children
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":
-    # Ctrl-C is for the program, which ends its stages.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(main(int(sys.argv[1])))

@@ -32,6 +32,16 @@ class Preempted(BaseException):
     """
 
 
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Block the signals. A trainer process that is started in the block gets them in `exit_before_start`."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATION_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def exit_before_start() -> None:
     """Let a signal end the process, which has done nothing yet, until another handler is set.
 
