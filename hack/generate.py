@@ -4,12 +4,14 @@
 python -m hack.generate [--check]
 """
 
+import json
 import sys
 from pathlib import Path
 
 import yaml
 
-from finetune_operator.api.crd import KINDS, build_crd
+from finetune_operator.api.crd import KINDS, Schema, build_crd
+from finetune_operator.api.meta import API_VERSION
 from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_page import chart_pages
@@ -47,12 +49,36 @@ def generated() -> dict[Path, str]:
         **chart_pages(),
         **versioned_files(),
         argocd.FOLDER / "argocd-cm.yaml": argocd.health_checks(),
+        ROOT / "client" / "finetune_client" / "offline" / "definitions.json": offline_definitions(),
     }
     for kind in KINDS:
         text = HEADER + yaml.dump(build_crd(kind), Dumper=_PlainDumper, sort_keys=False, width=120)
         files[ROOT / "crds" / f"{kind.plural}.yaml"] = text
         files[ROOT / "charts" / "finetune-operator-crds" / "definitions" / f"{kind.plural}.yaml"] = text
     return files
+
+
+def offline_definitions() -> str:
+    """What `finetune validate` reads: the schema of each kind on a line, without descriptions."""
+    lines = []
+    for kind in KINDS:
+        schema = build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        lines.append(f"{json.dumps(kind.name)}: {json.dumps(_without_descriptions(schema))}")
+    schemas = ",\n".join(lines)
+    return f'{{"apiVersion": {json.dumps(API_VERSION)}, "schemas": {{\n{schemas}\n}}}}\n'
+
+
+def _without_descriptions(schema: Schema) -> Schema:
+    """The schema without those of itself and of all below; a field may have this name."""
+    kept = {key: value for key, value in schema.items() if key != "description"}
+    if "properties" in kept:
+        kept["properties"] = {
+            name: _without_descriptions(below) for name, below in kept["properties"].items()
+        }
+    for key in ("items", "additionalProperties"):
+        if isinstance(kept.get(key), dict):
+            kept[key] = _without_descriptions(kept[key])
+    return kept
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -160,3 +161,47 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
     assert "files" in finetune(folder, "download", "tickets", "copy")
     assert list((folder / "copy").rglob("adapter_model.safetensors"))
     assert list((folder / "copy").rglob("*.html"))
+
+
+def result(folder: Path) -> dict[str, object]:
+    """What the run has at its end: digests of the weights, scores, gates and conditions."""
+    job = LocalBackend(folder / ".finetune").get("FineTuneJob", "tickets")
+    assert job is not None
+    status = job["status"]
+    weights = {each["step"]: each["digest"] for each in status["checkpoints"]}
+    evaluation = {key: status["evaluation"][key] for key in ("gates", "scores")}
+    ended = {(each["type"], each["status"], each["reason"]) for each in status["conditions"]}
+    return {"weights": weights, "conditions": ended, **evaluation}
+
+
+POINTS = {
+    "prepare": "logs/*-prepare-*.log",
+    "preflight": "logs/*-preflight-*.log",
+    "a saved state": "claims/artifacts/runs/*/train/**/optimizer*",
+    "evaluate": "logs/*-evaluate-*.log",
+    "the evaluation's report": "claims/artifacts/runs/*/evaluate/evaluation.json",
+}
+"""Files that exist from a point of the run on, below its folder."""
+
+
+@pytest.mark.full
+def test_a_run_that_is_killed_at_each_of_its_points_ends_as_an_undisturbed_one(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    calm = tmp_path_factory.mktemp("calm") / "run"
+    shutil.copytree(folder, calm)
+    with program(calm, "--no-serve") as undisturbed:
+        assert undisturbed.wait(SECONDS) == 0, (calm / "output").read_text()
+
+    def exists(pattern: str) -> bool:
+        return any((folder / ".finetune").glob(pattern))
+
+    for point, pattern in POINTS.items():
+        assert not exists(pattern), f"the run was beyond {point} when it was killed before"
+        with program(folder, "--no-serve") as killed:
+            eventually(point, partial(exists, pattern), SECONDS, (folder / "output").read_text)
+            killed.kill()
+    with program(folder, "--no-serve") as last:
+        assert last.wait(SECONDS) == 0, (folder / "output").read_text()
+
+    assert result(folder) == result(calm)

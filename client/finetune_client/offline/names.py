@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from finetune_client.offline.definitions import SCHEMAS, Schema
 from finetune_client.offline.findings import Path
-from finetune_client.offline.schema import UnknownField, child_schema, root_schema
-from finetune_operator.api.crd import Schema
+from finetune_client.offline.schema import UnknownField, child_schema
 from finetune_operator.api.foreign_names import FOREIGN_NAMES, ForeignName
 
 _SIMILAR: Final = 0.6
@@ -151,7 +151,7 @@ def _fields_named(kind: str, name: str) -> list[str]:
 @functools.cache
 def _field_paths(kind: str) -> tuple[str, ...]:
     """Every field of the spec, without indexes."""
-    return tuple(_walk(root_schema(kind)["properties"]["spec"], "spec"))
+    return tuple(_walk(SCHEMAS[kind]["properties"]["spec"], "spec"))
 
 
 def _walk(schema: Schema, path: str) -> Iterator[str]:
@@ -167,7 +167,7 @@ def advise_value(kind: str, path: Path, value: Any) -> str:
     foreign = advise_foreign(kind, path, value, with_values=True)
     if foreign:
         return foreign
-    schema: Schema = root_schema(kind)
+    schema: Schema = SCHEMAS[kind]
     for step in path:
         below = schema.get("items") if isinstance(step, int) else child_schema(schema, step)
         if not isinstance(below, dict):

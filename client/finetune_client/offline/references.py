@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_client.offline.definitions import SCHEMAS
 from finetune_client.offline.findings import Finding, Located, Path, Severity, join_field
 from finetune_client.offline.manifests import WrittenObject
 from finetune_client.offline.names import find_nearest
 from finetune_client.offline.schema import is_ours
-from finetune_operator.api.crd import KINDS_BY_NAME
 
 LINE: Final = "model line"
 
@@ -117,7 +117,7 @@ def _find_duplicates(manifests: Sequence[WrittenObject]) -> Iterator[Located]:
     first: dict[tuple[str, str, str], WrittenObject] = {}
     for manifest in manifests:
         key = (manifest.kind, manifest.namespace, manifest.name)
-        if manifest.kind not in KINDS_BY_NAME or not manifest.name:
+        if manifest.kind not in SCHEMAS or not manifest.name:
             continue
         if key in first:
             place = f"{first[key].file}:{first[key].lines[()]}"

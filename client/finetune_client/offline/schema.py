@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge an object by the schema of its definition, in the order of the API server: unknown fields, defaults,
 types and bounds. The rules come after, in `rules`.
-
-The schemas are made from the models of the operator that this program was installed with.
 """
 
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_client.offline.definitions import API_VERSION, SCHEMAS, Schema
 from finetune_client.offline.findings import Finding, Path, Severity, counted, join_field
 from finetune_client.offline.regex import is_match
-from finetune_operator.api.crd import KINDS_BY_NAME, Schema, build_crd
-from finetune_operator.api.meta import API_VERSION
 
 NOT_JUDGED: Final = "status"
 """The API server takes the status from the operator only, and drops the one of a manifest."""
@@ -27,20 +23,12 @@ METADATA_FIELDS: Final = frozenset(
 )  # fmt: skip
 
 
-@functools.cache
-def root_schema(kind: str) -> Schema:
-    """The schema of a kind of the operator."""
-    crd = build_crd(KINDS_BY_NAME[kind])
-    root: Schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    return root
-
-
 def is_ours(value: Any) -> bool:
     """Whether an object is of a kind of the operator."""
     if not isinstance(value, dict) or value.get("apiVersion") != API_VERSION:
         return False
     kind = value.get("kind")
-    return isinstance(kind, str) and kind in KINDS_BY_NAME
+    return isinstance(kind, str) and kind in SCHEMAS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path as File
 from typing import Any, Final
 
+from finetune_client.offline.definitions import API_VERSION, GROUP, SCHEMAS
 from finetune_client.offline.findings import Finding, Located, Path, Severity, join_field
 from finetune_client.offline.manifests import WrittenObject
 from finetune_client.offline.metadata import check_metadata
@@ -23,11 +24,8 @@ from finetune_client.offline.schema import (
     check_values,
     complete,
     is_ours,
-    root_schema,
     unknown_fields,
 )
-from finetune_operator.api.crd import KINDS_BY_NAME
-from finetune_operator.api.meta import API_VERSION, GROUP
 
 FOREIGN_OBJECTS: Final = ("kaito.sh", "kubeflow.org", "kserve.io")
 """API groups of the software of docs/coming-from.md."""
@@ -79,7 +77,7 @@ def judge_object(manifest: WrittenObject) -> Iterator[Finding]:
 def judge_ours(obj: dict[str, Any]) -> Iterator[Finding]:
     """Findings about an object of a kind of the operator, by itself."""
     kind = obj["kind"]
-    schema = root_schema(kind)
+    schema = SCHEMAS[kind]
     yield from _judge_unknown(kind, obj)
     yield from check_metadata(obj)
     completed = complete(schema, {key: child for key, child in obj.items() if key != NOT_JUDGED})
@@ -97,7 +95,7 @@ def judge_ours(obj: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _judge_unknown(kind: str, obj: dict[str, Any]) -> Iterator[Finding]:
-    for unknown in unknown_fields(root_schema(kind), obj):
+    for unknown in unknown_fields(SCHEMAS[kind], obj):
         field = join_field(unknown.path)
         yield Finding(Severity.ERROR, unknown.path, field, "unknown field", advise_unknown(kind, unknown))
 
@@ -151,23 +149,23 @@ def _judge_other_file(value: Any, *, from_folder: bool) -> Iterator[Finding]:
 def _judge_other_kind(obj: dict[str, Any]) -> Iterator[Finding]:
     version, kind = obj.get("apiVersion"), obj.get("kind")
     if not isinstance(kind, str) or not kind:
-        yield _wrong("kind", "is required", _one_of(KINDS_BY_NAME))
+        yield _wrong("kind", "is required", _one_of(SCHEMAS))
         return
-    near = find_nearest(kind, KINDS_BY_NAME, 0.75)
+    near = find_nearest(kind, SCHEMAS, 0.75)
     if not isinstance(version, str) or not version:
         if "kustomization" not in kind.lower():
             yield _wrong("apiVersion", "is required", f"write apiVersion: {API_VERSION}" if near else "")
         return
     group = version.partition("/")[0]
     if version == API_VERSION:
-        advice = f"did you mean {near}?" if near else _one_of(KINDS_BY_NAME)
+        advice = f"did you mean {near}?" if near else _one_of(SCHEMAS)
         yield _wrong("kind", f"{version} has no kind {kind}", advice)
     elif near and (find_nearest(group, [GROUP], 0.7) or group in {"", "v1alpha1", "v1"}):
         also = f"apiVersion: {API_VERSION} and kind: {near}" if near != kind else f"apiVersion: {API_VERSION}"
         yield _wrong("apiVersion", f"{version} has no kind {kind}", f"write {also}")
     elif group == GROUP:
         yield _wrong("apiVersion", f"{GROUP} has no version {version}", f"write apiVersion: {API_VERSION}")
-    elif kind in KINDS_BY_NAME:
+    elif kind in SCHEMAS:
         message = f"not judged: a {kind} of {version}, not of this operator"
         advice = f"the operator's has apiVersion: {API_VERSION}"
         yield Finding(Severity.WARNING, ("apiVersion",), "apiVersion", message, advice)

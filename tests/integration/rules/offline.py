@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from finetune_client.offline.definitions import SCHEMAS
 from finetune_client.offline.findings import Severity
-from finetune_client.offline.schema import is_ours, root_schema
+from finetune_client.offline.schema import is_ours
 from finetune_client.offline.validation import judge_ours
 from tests.integration.api import Object
 
@@ -77,7 +78,7 @@ def _sentences(kind: str, reasons: Iterable[Reason]) -> set[tuple[str, str]]:
 
 @functools.cache
 def _rules(kind: str) -> frozenset[str]:
-    return frozenset(_messages(root_schema(kind)))
+    return frozenset(_messages(SCHEMAS[kind]))
 
 
 def _messages(node: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,8 @@ import yaml
 
 from finetune_client.errors import ProgramExit
 from finetune_client.offline import references, regex
+from finetune_client.offline.definitions import SCHEMAS
 from finetune_client.offline.manifests import WrittenObject
-from finetune_client.offline.schema import root_schema
 from finetune_client.offline.validation import judge_object
 from finetune_client.program import main
 from finetune_operator.api.crd import KINDS_BY_NAME
@@ -284,7 +285,7 @@ def test_what_only_the_cluster_can_have_is_said_once(validate: Validate) -> None
 
 def test_every_field_that_may_refer_to_another_object_exists() -> None:
     for each in references._REFERENCES:
-        schema: Any = root_schema(each.kind)["properties"]["spec"]
+        schema: Any = SCHEMAS[each.kind]["properties"]["spec"]
         for step in each.field.split("."):
             schema = schema.get("items", schema)["properties"][step]
 
@@ -480,6 +481,17 @@ def test_a_file_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str])
         main(["validate", "missing.yaml"])
     assert end.value.code == ProgramExit.INVALID
     assert capsys.readouterr().err == "finetune: no file missing.yaml\n"
+
+
+def test_no_model_of_the_operator_is_imported() -> None:
+    heavy = ("finetune_operator.api.crd", "prompt_toolkit")
+    code = (
+        "import sys; from finetune_client.program import main\n"
+        "try: main(['validate', 'examples/minimal.yaml'])\n"
+        f"finally: print([name for name in {heavy} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-2:] == ["1 object in 1 file: valid", "[]"]
 
 
 @pytest.mark.parametrize("folder", ["examples", "tests/golden/base"])
