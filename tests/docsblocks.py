@@ -2,7 +2,7 @@
 """The blocks of commands in the documentation, with the comments that mark them, and the blocks of YAML."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,6 +32,28 @@ def blocks() -> Iterator[Block]:
     for page in PAGES:
         for found in BLOCK.finditer(page.read_text()):
             yield Block(page, found["marker"], found["text"])
+
+
+VARYING: Final = re.compile(r"\d+:\d\d|\d+ s\b|(?<=-)[0-9a-f]{4,}\b|\d+(?:\.\d+)?")
+"""Numbers, names by content and times."""
+
+
+def transcript(page: str, marker: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command of the blocks of a page with this marker, and the lines that it prints."""
+    for block in blocks():
+        if block.page == ROOT / page and block.marker == marker:
+            for step in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+                command, *lines = step.splitlines()
+                yield command, [line for line in lines if line.strip() != "…"]
+
+
+def assert_prints(command: str, output: str, lines: Iterable[str]) -> None:
+    """A command printed these lines in this order, others between them; what is VARYING may differ."""
+    printed = iter([VARYING.sub("#", line.strip()) for line in output.splitlines()])
+    for line in lines:
+        assert VARYING.sub("#", line.strip()) in printed, (
+            f"{command} does not print, or not in this order: {line}\n{output}"
+        )
 
 
 YAML_BLOCK: Final = re.compile(

@@ -15,6 +15,7 @@ from finetune_client.program import main
 from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL
 from finetune_trainer.contract.configs import EvaluateConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
+from tests.docsblocks import ROOT, assert_prints, transcript
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object
@@ -62,10 +63,17 @@ def suspended(namespace: str, name: str) -> Object:
     return manifests.finetunejob(namespace, name, suspend=True)
 
 
+@pytest.mark.usefixtures("kubelet")
 def test_a_submitted_run_is_followed_to_its_promotion(
-    program: Program, file: Path, namespace: str, operators: Operators, kubelet: FakeKubelet
+    program: Program, file: Path, namespace: str, operators: Operators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operators.start().wait_active()
+    monkeypatch.chdir(file.parent)
+    steps = list(transcript("docs/program.md", f"run by {Path(__file__).relative_to(ROOT)}"))
+    assert [command.split()[1] for command, _ in steps] == ["submit", "wait"]
+    for command, lines in steps:
+        output = program(command.removeprefix("finetune "))
+        assert_prints(command, output.replace(namespace, "team-a"), lines)
     shown = program(f"submit --wait {file}")
     assert shown.index("Dataset tickets applied") < shown.index(
         "FineTuneJob routing applied: waits for a version of Dataset tickets"
