@@ -14,6 +14,12 @@ from tests import rights
 from tests.rights import RightsUsage
 
 
+def selected(request: pytest.FixtureRequest, parameter: str) -> set[object]:
+    """The values of a parameter in the selected tests, so that objects are made for these only."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    return {item.callspec.params.get(parameter) for item in items if hasattr(item, "callspec")}
+
+
 @dataclass
 class LaneSession:
     """One pytest session on one cluster.

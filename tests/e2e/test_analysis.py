@@ -198,6 +198,7 @@ def prometheus(team: Team, rolled_back: Object, tmp_path: Path) -> Iterator[str]
         server.close()
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     bool(os.environ.get("KUBE_CONTEXT")), reason="pods reach this machine at the local cluster's node only"
 )

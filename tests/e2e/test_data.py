@@ -11,6 +11,7 @@ import yaml
 from finetune_client.backend import Object
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
+from tests.e2e.sessions import selected
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, uid_of
 from tests.waiting import eventually
 from tools.bootstrap.uv import ROOT
@@ -41,11 +42,10 @@ CHANGED: Final = (*ROWS[1:], "bell broken?")
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create the example in the team's namespace, and the objects of the other tests."""
     folder = request.getfixturevalue("tmp_path_factory").mktemp("data").resolve()
-    items = (item for item in request.session.items if isinstance(item, pytest.Function))
-    selected = {item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
+    names = selected(request, "name")
     left_out = [
         manifests.claim("artifacts"),
-        *(manifests.of("Dataset", name, {}) for name in FORMATS if name not in selected),
+        *(manifests.of("Dataset", name, {}) for name in FORMATS if name not in names),
     ]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",

@@ -2,13 +2,12 @@
 """Evaluations that decide: what is promoted, what is not, and why; and one that is interrupted."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pytest
 
 from finetune_client.backend import Object
-from finetune_operator.api.labels import STAGE
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
@@ -37,28 +36,23 @@ EVALUATION: Final = {
 }
 
 
-def rows(answer: Callable[[int], str]) -> str:
-    """Training rows with these answers, and test rows whose answer is ANSWER."""
-    lines = [
-        {"prompt": prompt, "completion": answer(number), "part": "train"}
-        for number, prompt in enumerate(TRAINING)
-    ]
-    lines += [{"prompt": prompt, "completion": ANSWER, "part": "test"} for prompt in HELD_OUT]
+def rows() -> str:
+    """Training and test rows, all with ANSWER."""
+    parts = {"train": TRAINING, "test": HELD_OUT}
+    lines = (
+        {"prompt": prompt, "completion": ANSWER, "part": part}
+        for part, prompts in parts.items()
+        for prompt in prompts
+    )
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
-TAUGHT: Final[dict[str, Callable[[int], str]]] = {
-    "right": lambda _number: ANSWER,
-    "shuffled": lambda number: ("billing", "dispatch", "artwork", "install")[number * 7 % 4],
-}
-
-
-def run_of(name: str, dataset: str, *, epochs: int, learning_rate: float = 0.01, line: str = LINE) -> Object:
+def run_of(name: str, *, epochs: int, learning_rate: float = 0.01, line: str = LINE) -> Object:
     """A run with the evaluation that decides."""
     return manifests.finetunejob(
         name,
         modelLine=line,
-        dataset={"ref": {"name": dataset}},
+        dataset={"ref": {"name": LINE}},
         hyperparameters={"epochs": epochs, "learningRate": learning_rate},
         evaluation=EVALUATION,
         promotion={"mode": "ByGates"},
@@ -66,22 +60,11 @@ def run_of(name: str, dataset: str, *, epochs: int, learning_rate: float = 0.01,
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    for name, answer in TAUGHT.items():
-        team.apply(
-            manifests.configmap(name, rows(answer)),
-            manifests.of(
-                "Dataset",
-                name,
-                {
-                    "sources": [{"uri": f"configmap://{name}/rows.jsonl"}],
-                    "split": {"column": "part"},
-                },
-            ),
-        )
     team.apply(
-        run_of("first", "right", epochs=12),
-        run_of("shuffled", "shuffled", epochs=12, line="shuffled"),
-        run_of("unchanged", "right", epochs=1, learning_rate=1e-12, line="unchanged"),
+        manifests.configmap(LINE, rows()),
+        manifests.dataset(LINE, LINE, split={"column": "part"}),
+        run_of("first", epochs=12),
+        run_of("unchanged", epochs=1, learning_rate=1e-12, line="unchanged"),
     )
 
 
@@ -101,7 +84,7 @@ def first(team: Team, begun: None) -> Object:
 @pytest.fixture(scope="module")
 def better(team: Team, first: Object) -> Object:
     """A run that is better than the first champion."""
-    team.apply(run_of("better", "right", epochs=40))
+    team.apply(run_of("better", epochs=40))
     return team.until("FineTuneJob", "better", "Ready", "Promoted")
 
 
@@ -119,19 +102,24 @@ def test_a_model_that_is_better_than_base_prompted_and_live_is_promoted(team: Te
     assert condition_of(team.checkpoint_of(better), "Promoted")["status"] == "True"
 
 
-def test_a_model_that_loses_to_live_is_not_promoted(team: Team, better: Object) -> None:
-    team.apply(run_of("worse", "right", epochs=12))
-    ended = team.until("FineTuneJob", "worse", "Stalled", "GateFailed")
-    gates = gates_of(ended)
+@pytest.fixture(scope="module")
+def worse(team: Team, better: Object) -> Object:
+    """A run with the spec of the first champion, whose evaluate pod is evicted while it measures."""
+    team.apply(run_of("worse", epochs=12))
+    uid = uid_of(team.get("FineTuneJob", "worse"))
+    pod = team.pod(uid, "evaluate")
+    team.until_logged(pod, "measuring")
+    team.evict(pod)
+    team.pod(uid, "evaluate", other_than=(name_of(pod),))
+    return team.until("FineTuneJob", "worse", "Stalled", "GateFailed")
+
+
+def test_a_model_that_loses_to_live_is_not_promoted(team: Team, better: Object, worse: Object) -> None:
+    gates = gates_of(worse)
     assert gates["loss", "Live"]["verdict"] == "Failed"
     assert gates["loss", "Base"]["verdict"] == "Passed"
-    assert "Live" in condition_of(ended, "Stalled")["message"]
+    assert "Live" in condition_of(worse, "Stalled")["message"]
     assert condition_of(team.checkpoint_of(better), "Promoted")["status"] == "True"
-
-
-def test_a_model_that_learned_something_else_is_not_promoted(team: Team, begun: None) -> None:
-    ended = team.until("FineTuneJob", "shuffled", "Stalled", "GateFailed")
-    assert gates_of(ended)["exact_match", None]["verdict"] == "Failed"
 
 
 def test_weights_that_change_nothing_are_vetoed(team: Team, begun: None) -> None:
@@ -140,19 +128,10 @@ def test_weights_that_change_nothing_are_vetoed(team: Team, begun: None) -> None
     assert condition_of(team.checkpoint_of(ended), "Promoted")["status"] == "False"
 
 
-def test_an_evaluation_that_is_evicted_goes_on_with_the_rows_that_it_has(
-    team: Team, keeper: Keeper, better: Object
+def test_an_evaluation_that_is_evicted_has_the_answers_of_one_that_is_left_alone(
+    keeper: Keeper, first: Object, worse: Object
 ) -> None:
-    team.apply(run_of("evicted", "right", epochs=40, line="evicted"))
-    run = team.get("FineTuneJob", "evicted")
-    pod = team.pod(uid_of(run), "evaluate")
-    team.until_logged(pod, "measuring")
-    team.evict(pod)
-    second = team.pod(uid_of(run), "evaluate", other_than=(name_of(pod),))
-    assert second["metadata"]["labels"][STAGE] == "evaluate"
-    ended = team.until("FineTuneJob", "evicted", "Ready", "Promoted")
-
-    calm, disturbed = (predictions(keeper, uid_of(each), "Tuned") for each in (better, ended))
+    calm, disturbed = (predictions(keeper, uid_of(each), "Tuned") for each in (first, worse))
     assert disturbed == calm
     assert len(calm) == len(HELD_OUT)
 

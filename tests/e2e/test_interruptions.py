@@ -9,6 +9,7 @@ import pytest
 
 from finetune_client.backend import Object
 from tests.e2e import manifests, pods
+from tests.e2e.sessions import selected
 from tests.e2e.team import (
     PATIENCE_SECONDS,
     PAUSE_SECONDS,
@@ -31,10 +32,13 @@ Story = Callable[[Team, Team], None]
 
 
 @pytest.fixture(scope="module")
-def told(team: Team, node: Team, tickets: Object) -> Iterator[Mapping[str, Future[None]]]:
-    """All stories, each in its own thread."""
+def told(
+    request: pytest.FixtureRequest, team: Team, node: Team, tickets: Object
+) -> Iterator[Mapping[str, Future[None]]]:
+    """All selected stories, each in its own thread."""
+    names = selected(request, "story")
     pool = ThreadPoolExecutor(len(STORIES))
-    yield {story.__name__: pool.submit(story, team, node) for story in STORIES}
+    yield {each.__name__: pool.submit(each, team, node) for each in STORIES if each.__name__ in names}
     # After Ctrl-C some stories still wait; they fail when their namespace is deleted.
     pool.shutdown(wait=False)
 
@@ -206,6 +210,16 @@ STORIES: Final[tuple[Story, ...]] = (
 )
 
 
-@pytest.mark.parametrize("story", [story.__name__ for story in STORIES])
+COMBINED: Final = (
+    a_pod_that_is_deleted_and_one_that_is_killed_are_followed_by_one_that_goes_on,
+    an_operator_that_is_killed_goes_on_where_it_was_and_trains_nothing_twice,
+)
+"""Stories whose faults the run that everything happens to has too."""
+
+
+@pytest.mark.parametrize(
+    "story",
+    [pytest.param(story.__name__, marks=pytest.mark.full if story in COMBINED else ()) for story in STORIES],
+)
 def test_interrupted_training(told: Mapping[str, Future[None]], story: str) -> None:
     told[story].result()

@@ -90,6 +90,7 @@ def test_a_merged_adapter_is_read_in_place_and_answers_as_the_adapter(
     assert served == {"tuned"}
 
 
+@pytest.mark.full
 def test_a_changed_file_never_serves_until_the_cache_is_filled_again(
     team: Team, cached: Object, writer: Keeper
 ) -> None:
