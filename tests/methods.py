@@ -6,12 +6,24 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, METHODS, TYPES, Method, RequestedMethod
+from finetune_trainer.contract.method import (
+    DEFAULT_OBJECTIVE,
+    DEFAULT_TYPE,
+    METHODS,
+    TYPES,
+    Method,
+    RequestedMethod,
+)
 
 
 def name_of(method: Method) -> str:
-    """The word for a method: its type with the default objective, or another objective with its type."""
-    return method.type if method.objective == DEFAULT_OBJECTIVE else method.objective
+    """The word for a method: its type with the default objective, or another objective.
+
+    The label, for example `DPO with QLoRA`, where neither is the default.
+    """
+    if method.objective != DEFAULT_OBJECTIVE and method.type == DEFAULT_TYPE:
+        return method.objective
+    return method.label
 
 
 NAMES: Final = tuple(name_of(Method(objective=objective, type=type_)) for objective, type_ in METHODS)
@@ -20,7 +32,9 @@ NAMES: Final = tuple(name_of(Method(objective=objective, type=type_)) for object
 
 def method_of(name: str, **settings: Any) -> Method:
     """The method of this name."""
-    return Method.model_validate({"type" if name in TYPES else "objective": name, **settings})
+    objective, _, type_ = name.partition(" with ")
+    named = {"type": name} if name in TYPES else {"objective": objective, "type": type_ or DEFAULT_TYPE}
+    return Method.model_validate({**named, **settings})
 
 
 def requested(method: Method) -> RequestedMethod:

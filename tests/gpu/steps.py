@@ -17,7 +17,7 @@ Step = Callable[[Scene], GPUFigures]
 STEPS: Final[Mapping[str, Step]] = {
     "machine": machine.machine,
     "kernels": machine.kernels,
-    **{f"method-{name}": partial(training.method, name=name) for name in NAMES},
+    **{f"method-{name.replace(' ', '-')}": partial(training.method, name=name) for name in NAMES},
     "interrupted": training.interrupted,
     "start-8b": training.starting,
     "evaluate-and-serve": inference.evaluate_and_serve,

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_trainer.contract.method import METHODS, OBJECTIVES, TYPES, types_of
+from finetune_trainer.contract.vocabulary import join_names
 from tests.integration.api import Api, Object
 from tests.integration.rules import files
 from tests.integration.rules.requests import try_create
@@ -33,7 +34,7 @@ def test_every_pair_of_objective_and_type_is_accepted_or_refused_with_what_to_se
             assert message.startswith("Invalid value: ")
             assert f"method.objective: {objective} with method.type " in message
             assert "is not in this release" in message
-            assert message.endswith(f"set method.type: {types_of(objective)[0]}")
+            assert message.endswith(f"set method.type: {join_names(types_of(objective), 'or')}")
 
 
 def test_a_word_in_the_wrong_field_is_refused_whatever_the_other_field_says(api: Api) -> None:

@@ -57,12 +57,13 @@ def test_rows_of_another_form_are_rejected_before_the_model_is_read(
 
 def test_a_pair_that_the_trainer_does_not_have_is_rejected_before_the_model_is_read(bench: Workbench) -> None:
     failure = bench.preflight_failure(
-        bench.root / "no-model", bench.dataset(PAIRS), method=Method(objective="DPO", type="QLoRA")
+        bench.root / "no-model", bench.dataset(PAIRS), method=Method(objective="DPO", type="Full")
     )
 
     assert failure.reason == FailureReason.INVALID_CONFIG
     assert failure.message == (
-        "method.type: QLoRA is not in this release with method.objective: DPO; set method.type to LoRA"
+        "method.type: Full is not in this release with method.objective: DPO;"
+        " set method.type to LoRA or QLoRA"
     )
 
 

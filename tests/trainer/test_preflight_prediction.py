@@ -11,7 +11,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoConfig, LlamaConfig, PreTrainedModel
 from typing_extensions import override
 
-from finetune_trainer.contract.accelerators import DeviceFacts
+from finetune_trainer.contract.accelerators import CARDS, DeviceFacts
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
@@ -24,12 +24,18 @@ from finetune_trainer.preflight.estimate.memory import (
     quantized_difference,
     sharded_bytes,
 )
-from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, plan_memory, predicted_out_of_memory
+from finetune_trainer.preflight.estimate.memory_plan import (
+    FITS,
+    MemoryPlan,
+    plan_memory,
+    predicted_out_of_memory,
+)
 from finetune_trainer.preflight.estimate.prediction import launches, run_flops, seconds_range
 from finetune_trainer.train.model_setup import trainable_model
 from tests.methods import method_of
 from tests.trainer.workbench import Workbench
 from tools.models import tiny
+from tools.sizing.table import SHAPES
 
 GIBIBYTE = 1 << 30
 H100 = DeviceFacts(product="NVIDIA-H100-80GB-HBM3", memory_bytes=80 * GIBIBYTE, peak_teraflops=989)
@@ -68,17 +74,8 @@ def stated(method: str = "LoRA", processes: int = 1) -> TrainMemory:
     return Stated(small_llama(), method_of(method), processes, sharded=processes > 1, on_gpu=True)
 
 
-def planned(
-    available: int | None,
-    *,
-    method: str = "LoRA",
-    batch: int = 8,
-    tokens: int = 1000,
-    budget: int | None = None,
-    **requested: Any,
-) -> MemoryPlan:
-    """The plan for batches of 8 rows and devices with this many GiB."""
-    defaults = Hyperparameters(
+def defaults(batch: int, budget: int | None) -> Hyperparameters:
+    return Hyperparameters(
         epochs=1,
         learning_rate=1e-4,
         batch_size=batch,
@@ -89,12 +86,24 @@ def planned(
         warmup_ratio=0.05,
         scheduler="Linear",
         weight_decay=0,
-        gradient_checkpointing=requested.get("gradient_checkpointing") or False,
         max_batch_tokens=budget,
     )
+
+
+def planned(
+    available: int | None,
+    *,
+    method: str = "LoRA",
+    batch: int = 8,
+    tokens: int = 1000,
+    budget: int | None = None,
+    **requested: Any,
+) -> MemoryPlan:
+    """The plan for batches of 8 rows and devices with this many GiB."""
+    checkpointing = requested.get("gradient_checkpointing") or False
     return plan_memory(
         stated(method),
-        defaults,
+        defaults(batch, budget).model_copy(update={"gradient_checkpointing": checkpointing}),
         RequestedHyperparameters(**requested),
         max_row_tokens=tokens,
         available=None if available is None else available * GIBIBYTE,
@@ -204,6 +213,12 @@ def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_n
             "; LoRA needs 13, or QLoRA needs 11, or 2 devices with Full sharded need 23. Create",
         ),
         ("DPO", 11, 1000, "; 2 devices with DPO with LoRA sharded need 8. Create"),
+        (
+            "DPO",
+            13,
+            1000,
+            "; DPO with QLoRA needs 11, or 2 devices with DPO with LoRA sharded need 8. Create",
+        ),
         ("DPO", 3, 1000, "; nothing that the trainer can change would fit. Create"),
     ],
 )
@@ -211,6 +226,22 @@ def test_a_refusal_names_what_would_fit(method: str, available: int, tokens: int
     plan = planned(available, method=method, tokens=tokens)
 
     assert expected in predicted_out_of_memory(stated(method), plan, available * GIBIBYTE).message
+
+
+def test_dpo_of_a_model_of_8b_fits_a_card_of_24_gb_with_qlora() -> None:
+    """The reference model is the same base with the adapter switched off, so it takes no memory."""
+    available = CARDS["NVIDIA-GeForce-RTX-4090"].memory_bytes
+    memory = TrainMemory(
+        build_empty_model(SHAPES["8B"]()), method_of("DPO with QLoRA"), 1, sharded=False, on_gpu=True
+    )
+    recomputing = RequestedHyperparameters(gradient_checkpointing=True)
+    smallest = defaults(1, None).model_copy(update={"gradient_checkpointing": True})
+
+    plan = plan_memory(memory, smallest, recomputing, max_row_tokens=2048, available=available)
+
+    assert plan.verdict == "Fits"
+    assert plan.peak_bytes == pytest.approx(8.1 * GIBIBYTE, rel=0.02)
+    assert plan.peak_bytes < FITS * available
 
 
 def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workbench) -> None:

@@ -4,7 +4,7 @@
 import pytest
 from transformers import LlamaConfig
 
-from finetune_trainer.contract.method import MethodType
+from finetune_trainer.contract.method import Method
 from tools.bench.page import END
 from tools.sizing import table
 from tools.sizing.__main__ import BEGIN_ACCURACY, BEGIN_SIZES, PAGE
@@ -18,8 +18,8 @@ def test_the_page_has_the_markers_of_both_tables() -> None:
     assert all(END in text.partition(begin)[2] for begin in (BEGIN_SIZES, BEGIN_ACCURACY))
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_a_model_has_a_size_for_each_length(method: MethodType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [Method(), Method(type="Full"), Method(objective="DPO", type="QLoRA")])
+def test_a_model_has_a_size_for_each_length(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "LENGTHS", (64, 128))
     config = LlamaConfig(
         hidden_size=64,
@@ -43,5 +43,5 @@ def test_a_cell_names_the_devices_that_share_what_one_cannot_hold() -> None:
         Size(138 * GIBIBYTE, 2, 37 * GIBIBYTE),
         Size(139 * GIBIBYTE, None, 139 * GIBIBYTE),
     )
-    rows = table.sheet([ModelRow("8B", "Full", sizes, 66e9)]).rows
+    rows = table.sheet([ModelRow("8B", Method(type="Full"), sizes, 66e9)]).rows
     assert rows == (("8B Full", "17", "138, or 2 × 37", "139, does not fit", "66.0", "5,245"),)

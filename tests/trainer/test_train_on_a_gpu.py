@@ -15,7 +15,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from finetune_trainer.contract.configs import TrainConfig
-from finetune_trainer.contract.method import LoRA, Method, can_shard
+from finetune_trainer.contract.method import OBJECTIVES, LoRA, Method, can_shard
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train.callbacks import Divergence
 from finetune_trainer.train.trainer import training_arguments
@@ -31,10 +31,15 @@ KINDS: Final = {
     "QLoRA": METHODS["QLoRA"],
     "Full": METHODS["Full"],
     **preference.METHODS,
+    **preference.QUANTIZED,
     "QLoRA with DoRA": Method(type="QLoRA", lora=LoRA(r=4, alpha=8, dropout=0.1, dora=True)),
     "DoRA": METHODS["DoRA"],
 }
 PLACES: Final = ("one process", "two replicas", "two that share the weights")
+ALONE: Final = ("DPO with QLoRA", "QLoRA with DoRA", "DoRA")
+"""Kinds with one process in `make test`; the weights of DoRA cannot be shared."""
+MORE: Final = ("KTO with QLoRA", "ORPO with QLoRA")
+"""Kinds of `make test-full`."""
 BUDGET: Final = 40
 """Tokens of a batch: a step of a process has two batches of two rows."""
 
@@ -62,7 +67,7 @@ def train_as_on_a_gpu() -> None:
 
 def config_for(bench: Workbench, kind: str, **settings: Any) -> TrainConfig:
     """A run that validates and keeps weights between the ends of its epochs."""
-    rows = preference.rows_for(kind) if kind in preference.METHODS else ROWS
+    rows = preference.rows_for(kind) if compares_answers(kind) else ROWS
     chosen: dict[str, Any] = {"validate_every_steps": 2, "keep": 2, "max_batch_tokens": budget_of(kind)}
     return bench.train_config(
         bench.model(tiny_in_bfloat16()),
@@ -72,9 +77,13 @@ def config_for(bench: Workbench, kind: str, **settings: Any) -> TrainConfig:
     )
 
 
+def compares_answers(kind: str) -> bool:
+    return OBJECTIVES[KINDS[kind].objective].rows.is_preference_data
+
+
 def budget_of(kind: str) -> int | None:
     """Batches of preference data have a number of rows."""
-    return None if kind in preference.METHODS else BUDGET
+    return None if compares_answers(kind) else BUDGET
 
 
 def learns_and_goes_on_exactly(root: Path, kind: str, **settings: Any) -> None:
@@ -94,7 +103,7 @@ def learns_and_goes_on_exactly(root: Path, kind: str, **settings: Any) -> None:
 
 def described(kind: str, *, sharded: bool, **settings: Any) -> dict[str, Any]:
     """A run of two processes, for `pods`. Dropout would differ between processes."""
-    has_pairs, method = kind in preference.METHODS, KINDS[kind]
+    has_pairs, method = compares_answers(kind), KINDS[kind]
     return {
         "dropout": 0,
         "method": name_of(method),
@@ -129,12 +138,14 @@ CELLS: Final = [
         place,
         checkpointing,
         id=f"{kind}, {place}{', checkpointing' if checkpointing else ''}",
-        marks=() if (i + j) % 2 == checkpointing and (i < len(KINDS) - 2 or not j) else pytest.mark.full,
+        marks=()
+        if (i + j) % 2 == checkpointing and (kind not in ALONE or not j) and kind not in MORE
+        else pytest.mark.full,
     )
     for (i, kind), (j, place), checkpointing in product(enumerate(KINDS), enumerate(PLACES), (False, True))
     if can_shard(KINDS[kind]) or place != PLACES[2]
 ]
-"""DoRA, whose weights cannot be shared, has one process in `make test`."""
+"""`make test` has each pair of values, except of `ALONE` and `MORE`."""
 
 
 @pytest.mark.parametrize(("kind", "place", "checkpointing"), CELLS)

@@ -39,6 +39,9 @@ METHODS = {
     "KTO": Method(objective="KTO", lora=ADAPTER, preference=KTO),
     "ORPO": Method(objective="ORPO", lora=ADAPTER),
 }
+QUANTIZED = {
+    f"{name} with QLoRA": method.model_copy(update={"type": "QLoRA"}) for name, method in METHODS.items()
+}
 CPU = torch.device("cpu")
 
 
@@ -48,12 +51,13 @@ def bench(tmp_path: Path) -> Workbench:
 
 
 def rows_for(method: str) -> Sequence[Row]:
-    return JUDGED if method == "KTO" else PAIRS
+    return JUDGED if method.startswith("KTO") else PAIRS
 
 
 def config_for(bench: Workbench, method: str, **settings: Any) -> TrainConfig:
     rows = rows_for(method)
-    return bench.train_config(dataset=bench.dataset(rows, rows[:5]), method=METHODS[method], **settings)
+    chosen = (METHODS | QUANTIZED)[method]
+    return bench.train_config(dataset=bench.dataset(rows, rows[:5]), method=chosen, **settings)
 
 
 def trainer_for(method: str, folder: Path) -> PreferenceTrainer:
@@ -90,7 +94,7 @@ def test_a_run_moves_what_its_method_is_for(bench: Workbench, method: str) -> No
     assert final.type == "Adapter"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled([*METHODS, *QUANTIZED], *METHODS))
 def test_a_run_stopped_in_and_between_epochs_ends_with_the_same_weights(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
@@ -223,7 +227,9 @@ def _log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]
     return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
 
 
-@pytest.mark.parametrize("method", ["DPO", "KTO"])
+@pytest.mark.parametrize(
+    "method", sampled(["DPO", "KTO", "DPO with QLoRA", "KTO with QLoRA"], "DPO", "KTO", "DPO with QLoRA")
+)
 def test_a_continued_adapter_is_its_own_reference(bench: Workbench, method: str) -> None:
     """Before the first step the model equals the reference, which a restart does not change."""
     config = config_for(bench, method, epochs=4)
@@ -233,7 +239,9 @@ def test_a_continued_adapter_is_its_own_reference(bench: Workbench, method: str)
     with pytest.raises(Preempted):
         bench.train(onwards, sheet)
 
-    assert sheet.seen[0].loss == pytest.approx({"DPO": math.log(2), "KTO": 0.5}[method], abs=1e-6)
+    assert sheet.seen[0].loss == pytest.approx(
+        {"DPO": math.log(2), "KTO": 0.5}[config.method.objective], abs=1e-6
+    )
     assert sheet.seen[0].reward_margin == 0
     result = bench.train(onwards)
     other = elsewhere(bench, "uninterrupted")

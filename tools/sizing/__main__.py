@@ -29,7 +29,7 @@ def sizing(
     rows = []
     for name in models or SHAPES:
         for method in table.SIZED_METHODS:
-            with console.status(f"{name} {method}", refresh_per_second=1):
+            with console.status(f"{name} {method.label}", refresh_per_second=1):
                 rows.append(table.model_row(name, SHAPES[name](), method))
     sizes = table.sheet(rows)
     console.print(sizes.to_terminal())

@@ -8,7 +8,7 @@ from typing import Final
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from finetune_trainer.contract.accelerators import CARDS, gibibytes
-from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
+from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, can_shard, types_of
 from finetune_trainer.model.loading import build_empty_model
 from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
@@ -57,7 +57,10 @@ SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
 CARD: Final = CARDS["NVIDIA-H100-80GB-HBM3"]
 LENGTHS: Final = (2048, 8192, 32_768)
 MAX_DEVICES: Final = 64
-SIZED_METHODS: Final = types_of(DEFAULT_OBJECTIVE)
+SIZED_METHODS: Final = (
+    *(Method(type=type_) for type_ in types_of(DEFAULT_OBJECTIVE)),
+    Method(objective="DPO", type="QLoRA"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class ModelRow:
     """A model that is trained with one method."""
 
     model: str
-    method: MethodType
+    method: Method
     sizes: tuple[Size, ...]
     """By length."""
     flops_per_token: float
@@ -102,9 +105,9 @@ def shape_of(length: int) -> StepShape:
     return StepShape(rows=1, length=length, checkpointing=True, masks=False)
 
 
-def model_row(name: str, config: PretrainedConfig, method: MethodType) -> ModelRow:
+def model_row(name: str, config: PretrainedConfig, method: Method) -> ModelRow:
     """Predict for one model and method."""
-    memory = TrainMemory(build_empty_model(config), Method(type=method), 1, sharded=False, on_gpu=True)
+    memory = TrainMemory(build_empty_model(config), method, 1, sharded=False, on_gpu=True)
     first = shape_of(LENGTHS[0])
     return ModelRow(
         name,
@@ -140,7 +143,7 @@ def sheet(rows: list[ModelRow]) -> Sheet:
         ),
         tuple(
             (
-                f"{row.model} {row.method}",
+                f"{row.model} {row.method.label}",
                 *map(str, row.sizes),
                 f"{row.flops_per_token / 1e9:,.1f}",
                 f"{row.tokens_per_second:,.0f}",

@@ -182,7 +182,7 @@ class Method(Model):
         Field(
             description="What the model learns from the rows. SFT: completions of prompts, and answers of"
             " chats. DPO, ORPO: to prefer the chosen answer to the rejected one. KTO: to prefer answers with"
-            " the label true. DPO, ORPO and KTO need type: LoRA in this release."
+            " the label true. DPO, ORPO and KTO need type: LoRA or QLoRA in this release."
         ),
     ] = DEFAULT_OBJECTIVE
     type: Annotated[

@@ -112,8 +112,11 @@ METHODS: Final[Mapping[tuple[Objective, MethodType], MethodInfo]] = {
     ("SFT", "QLoRA"): MethodInfo(learning_rate=5e-4, scales_with_width=True),
     ("SFT", "Full"): MethodInfo(learning_rate=5e-5, scales_with_width=True),
     ("DPO", "LoRA"): MethodInfo(learning_rate=5e-6),
+    ("DPO", "QLoRA"): MethodInfo(learning_rate=5e-6),
     ("KTO", "LoRA"): MethodInfo(learning_rate=5e-6),
+    ("KTO", "QLoRA"): MethodInfo(learning_rate=5e-6),
     ("ORPO", "LoRA"): MethodInfo(learning_rate=8e-5),
+    ("ORPO", "QLoRA"): MethodInfo(learning_rate=8e-5),
 }
 
 
