@@ -2,7 +2,6 @@
 """Steps that use what was trained: evaluation and the built-in engine."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from tests.gpu.errors import GPUCheckFailed
-from tests.gpu.scene import OWNER, GPUFigures, Scene
+from tests.gpu.scene import OWNER, STAGE_MODULE, GPUFigures, Scene
 
 PORT: Final = 18_000
 READY_SECONDS: Final = 240
@@ -26,9 +25,9 @@ ANSWER_TOKENS: Final = 64
 def evaluate_and_serve(scene: Scene) -> GPUFigures:
     """Train an adapter, evaluate it beside its base model, and ask both of an endpoint."""
     method = Method(type="LoRA")
-    data = scene.dataset(method, rows=80, tokens=scene.tokens(256), held_out=16)
+    data = scene.dataset(method, rows=80, tokens=192, held_out=16)
     model = scene.model(scene.size("0.7B"))
-    found = scene.preflight("serve", model, data, method, epochs=1)
+    found = scene.preflight("serve", model, data, method, epochs=1, batch_size=8)
     trained = scene.train(scene.train_config("serve", data, method, found))
     begin = time.perf_counter()
     result = scene.run(scene.evaluate_config("serve", data, found, trained)).evaluate
@@ -51,12 +50,12 @@ def evaluate_and_serve(scene: Scene) -> GPUFigures:
         models_path=str(models),
         port=PORT,
     )
-    return {**figures, **_asked(config)}
+    return {**figures, **_asked(scene, config)}
 
 
-def _asked(config: ServeConfig) -> GPUFigures:
+def _asked(scene: Scene, config: ServeConfig) -> GPUFigures:
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer"], env={**os.environ, CONFIG_ENV: config.to_json()}
+        [sys.executable, "-m", STAGE_MODULE], env={**scene.environment, CONFIG_ENV: config.to_json()}
     )
     try:
         begin = time.perf_counter()

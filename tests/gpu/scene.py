@@ -7,22 +7,24 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-from finetune_trainer.contract.accelerators import DeviceFacts, find_card
+from finetune_trainer.contract.accelerators import CARDS, DeviceFacts, find_card
 from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, StageConfig, TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
-from finetune_trainer.contract.method import LABELLED, OBJECTIVES, PAIRS, Method
+from finetune_trainer.contract.method import LABELLED, OBJECTIVES, PAIRS, Method, Sharding
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
 from finetune_trainer.rows import Row
 from finetune_trainer.store import Store, open_store
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.shapes import make_model
+from tests.gpu.stage_process import TIMES_ENV
 from tests.methods import requested
 from tools.models import tiny
 from tools.models.tiny import CORPUS
@@ -31,12 +33,28 @@ OWNER: Final = Owner(kind="FineTuneJob", namespace="gpu", name="smoke", uid="smo
 GPUFigures = dict[str, float | int | str]
 """What a step measured, with the unit in the name."""
 BAD_ANSWER: Final = "nobody knows, "
+STAGE_MODULE: Final = "tests.gpu.stage_process"
+REHEARSED_STEPS: Final = 6
 RESULT: Final = "termination message: "
 """What a trainer process outside of a pod logs before its result."""
 
 
-def device_facts() -> DeviceFacts:
-    """What a ComputeProfile would state about the GPU: the name of a known card is its node label."""
+REHEARSED_CARD: Final = "NVIDIA-H100-80GB-HBM3"
+"""The card whose facts a rehearsal gives to preflight."""
+
+
+def device_facts(device: str) -> DeviceFacts:
+    """What a ComputeProfile would state about the GPU: the name of a known card is its node label.
+
+    For the device of a rehearsal: the facts of REHEARSED_CARD.
+    """
+    if device != "cuda":
+        rehearsed = CARDS[REHEARSED_CARD]
+        return DeviceFacts(
+            product=REHEARSED_CARD,
+            memory_bytes=rehearsed.memory_bytes,
+            peak_teraflops=rehearsed.peak_teraflops,
+        )
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -57,22 +75,25 @@ class Scene:
     device: str
     """`cuda`, or `cpu` for a rehearsal."""
     rehearsal: bool
+    adapted: tuple[str, ...] = ()
+    """What the steps do differently with the packages of this machine."""
 
     def size(self, name: str) -> str:
         """The model to use: `name`, or the tiny one in a rehearsal."""
         return "tiny" if self.rehearsal else name
 
-    def tokens(self, wanted: int) -> int:
-        """The length of rows to use: as wanted, or short in a rehearsal."""
-        return min(wanted, 64) if self.rehearsal else wanted
+    def steps(self, wanted: int) -> int:
+        """The number of optimizer steps: as wanted, or few in a rehearsal. Rows have their real lengths."""
+        return min(wanted, REHEARSED_STEPS) if self.rehearsal else wanted
 
     @property
     def store_config(self) -> StoreConfig:
-        return StoreConfig(uri="pvc://gpu", path=str(self.folder / "store"))
+        return StoreConfig(uri="pvc://gpu", path=str(self.folder.parent / "store"))
 
     @property
     def store(self) -> Store:
-        (self.folder / "store").mkdir(parents=True, exist_ok=True)
+        """The store of all steps, so that a model is copied into it once."""
+        (self.folder.parent / "store").mkdir(parents=True, exist_ok=True)
         return open_store(self.store_config)
 
     def model(self, name: str) -> Path:
@@ -85,10 +106,15 @@ class Scene:
             part.rename(folder)
         return folder
 
-    def dataset(self, method: Method, rows: int, tokens: int, held_out: int = 0) -> str:
-        """Publish rows of about `tokens` tokens each, in the form of the method."""
+    def dataset(
+        self, method: Method, rows: int, tokens: int, held_out: int = 0, shortest: int | None = None
+    ) -> str:
+        """Publish rows of about `tokens` tokens each, in the form of the method.
+
+        With `shortest`, rows have random lengths from it to `tokens`.
+        """
         splits = {"train": rows, "validation": held_out, "test": held_out}
-        texts = excerpts(tokens)
+        texts = excerpts(tokens, shortest)
         with self.store.staging() as staging:
             for split, number in splits.items():
                 lines = (row_of(method, text).to_line() for text in itertools.islice(texts, number))
@@ -96,9 +122,21 @@ class Scene:
             return self.store.publish("datasets", staging)
 
     def preflight(
-        self, run: str, model: Path, dataset: str, method: Method, **wanted: Any
+        self,
+        run: str,
+        model: Path,
+        dataset: str,
+        method: Method,
+        *,
+        devices: int = 1,
+        sharding: Sharding = "Auto",
+        **wanted: Any,
     ) -> PreflightResult:
-        """Run preflight: it publishes the model, chooses the hyperparameters, and predicts."""
+        """Run preflight: it publishes the model, chooses the hyperparameters, and predicts.
+
+        Forgets an earlier run of this name.
+        """
+        self.store.delete_run(run)
         config = PreflightConfig(
             **self._common(run),
             base_model_uri="pvc://gpu/model",
@@ -106,7 +144,9 @@ class Scene:
             dataset=dataset,
             method=requested(method),
             hyperparameters=RequestedHyperparameters(**wanted),
-            device=device_facts() if self.device == "cuda" else None,
+            device=device_facts(self.device),
+            devices=devices,
+            sharding=sharding,
             on_predicted_out_of_memory="Warn",
         )
         result = self.run(config).preflight
@@ -124,12 +164,13 @@ class Scene:
             dataset=dataset,
             method=method,
             hyperparameters=found.hyperparameters,
+            devices=found.hyperparameters.processes,
             metrics_port=0,
         )
 
-    def train(self, config: TrainConfig) -> TrainResult:
-        """Train in a process of its own, as in a pod."""
-        result = self.run(config).train
+    def train(self, config: TrainConfig, times: Path | None = None) -> TrainResult:
+        """Train in a process of its own, as in a pod; `times` gets the time after each optimizer step."""
+        result = self.run(config, {} if times is None else {TIMES_ENV: str(times)}).train
         if result is None:
             raise GPUCheckFailed("train ended without its result")
         return result
@@ -149,18 +190,25 @@ class Scene:
             max_new_tokens=32,
         )
 
-    def run(self, config: StageConfig) -> StageResult:
-        """Run a stage to its end. Raises GPUCheckFailed with the end of its log."""
-        process = self.start(config)
+    def run(self, config: StageConfig, more: Mapping[str, str] = MappingProxyType({})) -> StageResult:
+        """Run a stage to its end, with more environment. Raises GPUCheckFailed with the end of its log."""
+        process = self.start(config, more)
         output, _ = process.communicate()
         return result_of(output, process.returncode)
 
-    def start(self, config: StageConfig) -> "subprocess.Popen[str]":
-        """Start a stage as a pod does; its log goes to a pipe."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the processes of this step."""
         hidden = {} if self.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+        return {**os.environ, "HF_HUB_OFFLINE": "1", **hidden}
+
+    def start(
+        self, config: StageConfig, more: Mapping[str, str] = MappingProxyType({})
+    ) -> "subprocess.Popen[str]":
+        """Start a stage as a pod does, with more environment; its log goes to a pipe."""
         return subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer"],
-            env={**os.environ, CONFIG_ENV: config.to_json(), "HF_HUB_OFFLINE": "1", **hidden},
+            [sys.executable, "-m", STAGE_MODULE],
+            env={**self.environment, CONFIG_ENV: config.to_json(), **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -168,6 +216,23 @@ class Scene:
 
     def _common(self, run: str) -> dict[str, Any]:
         return {"owner": OWNER, "run": run, "store": self.store_config}
+
+
+@dataclass(frozen=True)
+class PeerTask:
+    """What `tests.gpu.peer` trains: the rows of `Scene.dataset` for LoRA."""
+
+    model: str
+    rows: int
+    shortest: int
+    longest: int
+    rows_per_step: int
+    rows_at_once: int
+    checkpointing: bool
+    folder: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
 def result_of(output: str, code: int) -> StageResult:
@@ -189,8 +254,11 @@ def messages(output: str) -> Iterator[str]:
             yield line
 
 
-def excerpts(tokens: int) -> Iterator[str]:
-    """Endless random excerpts of a corpus of about `tokens` tokens each, half of them the question."""
+def excerpts(tokens: int, shortest: int | None = None) -> Iterator[str]:
+    """Endless random excerpts of a corpus of about `tokens` tokens each, half of them the question.
+
+    With `shortest`, they have random lengths from it to `tokens`.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny())
@@ -198,8 +266,9 @@ def excerpts(tokens: int) -> Iterator[str]:
     ids = ids * (1 + 2 * tokens // len(ids))
     chance = random.Random(0)  # noqa: S311 - rows, not secrets
     while True:
-        begin = chance.randrange(len(ids) - tokens)
-        yield str(tokenizer.decode(ids[begin : begin + tokens]))
+        length = chance.randint(shortest or tokens, tokens)
+        begin = chance.randrange(len(ids) - length)
+        yield str(tokenizer.decode(ids[begin : begin + length]))
 
 
 def row_of(method: Method, text: str) -> Row:

@@ -19,7 +19,6 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.serving import FetchConfig, FillConfig, ServeConfig
 from tools.bench.page import BenchError
 from tools.bootstrap.uv import ROOT
-from tools.cluster.layout import free_port
 from tools.models import llama
 from tools.models.folder import cached
 
@@ -62,14 +61,18 @@ def seconds_to_read(files: Iterable[Path]) -> float:
     return time.perf_counter() - begin
 
 
-def seconds_to_first_step(config: TrainConfig, more: Mapping[str, str]) -> float:
+def seconds_to_first_step(
+    config: TrainConfig, more: Mapping[str, str], module: str = "finetune_trainer"
+) -> float:
     """Time from the start of the train stage, with more environment, until it begins its first step.
+
+    `module` is the module that runs the stage.
 
     Raises BenchError if it ends before.
     """
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer"],
+        [sys.executable, "-m", module],
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1", CONFIG_ENV: config.to_json(), **more},
         stdout=subprocess.PIPE,
@@ -113,6 +116,9 @@ def seconds_to_first_token(config: Callable[[int], ServeConfig]) -> float:
     Raises:
         BenchError: the engine does not answer.
     """
+    # Imported late: the GPU checks measure on machines without the packages of the test cluster.
+    from tools.cluster.layout import free_port
+
     port = free_port()
     begin = time.perf_counter()
     process = subprocess.Popen(
