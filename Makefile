@@ -17,7 +17,7 @@ PYTEST := $(RUN) -m pytest
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
 .PHONY: help try demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-serving bench-start bench-first-answer bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean venv-light \
-	python packages-environment packages-optional packages-peers packages prometheus programs .venv venv-keep build/docs/venv
+	python packages-environment packages-optional packages-peers packages-shells packages prometheus programs .venv venv-keep build/docs/venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ try: .venv ## From rows to a served answer on this machine, without root and wit
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m tools.demo
 
-test: packages prometheus .venv programs ## Every test: unit, trainer, API server, end to end on a real node; MINUTES=45 fails if they take longer
+test: packages packages-shells prometheus .venv programs ## Every test: unit, trainer, API server, end to end on a real node; MINUTES=45 fails if they take longer
 	@$(RUN) -m tools.suites $(if $(PAGE),--page) $(if $(MINUTES),--minutes $(MINUTES))
 
 test-times: ## The same, and the times of the suites into docs/testing.md
@@ -173,7 +173,7 @@ packages-environment: python
 	@$(PYTHON) -m tools.bootstrap.packages environment
 
 packages-optional: python
-	@$(PYTHON) -m tools.bootstrap.packages --optional environment
+	@$(PYTHON) -m tools.bootstrap.packages --optional environment shells
 
 packages-peers: python
 	@$(PYTHON) -m tools.bootstrap.packages environment peers
@@ -186,6 +186,9 @@ programs:
 
 packages: python
 	@$(PYTHON) -m tools.bootstrap.packages environment images cluster
+
+packages-shells: python
+	@$(PYTHON) -m tools.bootstrap.packages shells
 
 python:
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed (package python3 of the distribution)." >&2; exit 1; }

@@ -41,6 +41,10 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "libnuma1": "vLLM for CPUs is linked against it",
         "util-linux": "lscpu, which vLLM for CPUs runs",
     },
+    "shells": {
+        "fish": "tests of completion in fish",
+        "zsh": "tests of completion in zsh",
+    },
     "browser": {"chromium": "shows the evaluation page"},
 }
 

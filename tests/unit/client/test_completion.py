@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion in a real bash, and the scripts for the other shells."""
+"""Completion in a real bash, zsh and fish."""
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,20 @@ from tests.unit.client.decidedobjects import run_after
 
 SECONDS = 60
 BIN = Path(sys.executable).parent
-SHELLS = {"bash": "complete -o default", "zsh": "#compdef finetune", "fish": "complete --command finetune"}
+# Types a line and Tab into an interactive zsh, and ends when what it shows matches a pattern.
+ZSH = """
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -D; source completion.zsh; print READ""Y'
+zpty -r -m shell shown '*READY*'
+zpty -n -w shell "$1"$'\t'
+zpty -r -m shell shown "$2"
+"""
+
+
+def needs(shell: str) -> pytest.MarkDecorator:
+    """Skip a test by name on a machine without `shell`, which `make unit` installs where it may."""
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is not installed")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -58,13 +72,9 @@ def folder(tmp_path: Path) -> Path:
     runs = Folder(tmp_path / ".finetune")
     for name in ("routing-1", "routing-2", "tone"):
         runs.save(("FineTuneJob", name), run_after("run-ends-promoted", name=name))
-    (tmp_path / "completion.bash").write_text(script("bash"))
+    for shell in ("bash", "zsh", "fish"):
+        (tmp_path / f"completion.{shell}").write_text(script(shell))
     return tmp_path
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_each_shell_has_a_script(shell: str) -> None:
-    assert SHELLS[shell] in script(shell)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,45 @@ def test_each_shell_has_a_script(shell: str) -> None:
 )
 def test_bash_offers_verbs_options_and_local_runs(folder: Path, words: list[str], offered: set[str]) -> None:
     assert complete(folder, *words) == (offered, "")
+
+
+@needs("zsh")
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        pytest.param("finetune vali", "*finetune validate *", id="a verb"),
+        pytest.param("finetune wa", "*wait *-- Wait for a run*watch *-- Show a run*", id="part of a verb"),
+        pytest.param("finetune wait --for ", "*promoted*ready*trained*", id="values"),
+        pytest.param("finetune wait --local .finetune to", "*.finetune tone *", id="a run"),
+    ],
+)
+def test_zsh_completes_verbs_values_and_local_runs(folder: Path, line: str, shown: str) -> None:
+    typed = ["zsh", "-f", "-c", ZSH, "zsh", line, shown]
+    subprocess.run(typed, cwd=folder, env=environment(TERM="dumb"), timeout=SECONDS, check=True)
+
+
+@needs("fish")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        pytest.param("finetune wa", ["wait", "watch"], id="part of a verb"),
+        pytest.param("finetune wait --for ", ["promoted", "ready", "trained"], id="values"),
+        pytest.param("finetune wait --local .finetune r", ["routing-1", "routing-2"], id="a run"),
+    ],
+)
+def test_fish_offers_verbs_values_and_local_runs(folder: Path, line: str, offered: list[str]) -> None:
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"source completion.fish; complete --do-complete {shlex.quote(line)}"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    # Each line has a word and, after a tab, its description.
+    assert [row.partition("\t")[0] for row in done.stdout.splitlines()] == offered
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("verb", ["report", "cancel", "download", "chat"])
