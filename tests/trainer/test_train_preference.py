@@ -161,14 +161,15 @@ def test_the_answers_of_a_batch_are_the_tokens_of_serving(method: str, tmp_path:
     assert learned == expected
 
 
-def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _sequences(method: str, batch: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Prompt and answer of each sequence that has an answer of its row."""
     rows = len(batch["counts"])
-    parts = list(zip(batch["input_ids"], batch["attention_mask"] == 1, batch["labels"] >= 0, strict=True))
-    if method == "KTO":
-        parts = parts[:rows]  # the others have answers of other rows
+    part = batch["parts"][0]  # with KTO, the others have answers of other rows
     found = []
-    for index, (ids, real, answer) in enumerate(parts):
+    for index, (ids, mask, labels) in enumerate(
+        zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True)
+    ):
+        real, answer = mask == 1, labels >= 0
         if method == "ORPO" and index < rows:  # the prompt has labels too
             answer[: int(batch["prompt_targets"][index]) + 1] = False
         found.append((tuple(ids[real & ~answer].tolist()), tuple(ids[answer].tolist())))
@@ -178,11 +179,13 @@ def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[
 def test_kto_compares_each_row_with_the_row_before_it_across_batches_and_steps(tmp_path: Path) -> None:
     steps = list(trainer_for("KTO", tmp_path).get_train_dataloader())
 
-    found = []
+    found: list[tuple[list[int], list[int]]] = []
     for batch in (batch for step in steps for batch in step):
-        own, other = zip(batch["input_ids"].chunk(2), batch["labels"].chunk(2), strict=True)
-        compared = zip(zip(*own, strict=True), zip(*other, strict=True), strict=True)
-        found += [(_labelled(*answer), _labelled(*of_other)) for answer, of_other in compared]
+        own, other = (
+            [_labelled(*each) for each in zip(part["input_ids"], part["labels"], strict=True)]
+            for part in batch["parts"]
+        )
+        found += zip(own, other, strict=True)
     encoder, rows = AnswerEncoder(tiny_tokenizer()), rows_for("KTO")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(7)).tolist()
     answers = [encoder.encode(rows[index]).answer for index in order]
@@ -215,12 +218,12 @@ def test_the_margin_of_dpo_is_that_of_the_published_weights_over_the_base_model(
 
 def _log_likelihoods(model: torch.nn.Module, row: EncodedAnswers) -> tuple[float, float]:
     """Log-likelihoods of the chosen and the rejected answer."""
-    return _log_likelihood(model, row.prompt, row.answer), _log_likelihood(
+    return log_likelihood(model, row.prompt, row.answer), log_likelihood(
         model, row.prompt, row.rejected or []
     )
 
 
-def _log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+def log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
     ids = torch.tensor([[*prompt, *answer]])
     with torch.no_grad():
         logits = model.eval()(input_ids=ids).logits[0].float().log_softmax(-1)

@@ -5,7 +5,7 @@ However a step is divided, and with any number of processes, all processes toget
 they train the same weights. Held-out rows are read lazily: one batch at a time is on the device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, overload
@@ -68,7 +68,7 @@ Batch = dict[str, Any]
 class RowBatches(Sequence[list[Any]]):
     """The rows of batches, read when a batch is used."""
 
-    def __init__(self, rows: Any, batches: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, rows: Any, batches: Sequence[Sequence[int]]) -> None:
         """`batches` has what `rows` are indexed with."""
         self._rows = rows
         self._batches = batches
@@ -79,8 +79,7 @@ class RowBatches(Sequence[list[Any]]):
     @property
     def numbers(self) -> list[int]:
         """The indices of the rows, in the order of the batches."""
-        places = (place for batch in self._batches for place in batch)
-        return [place if isinstance(place, int) else place[0] for place in places]
+        return [place for batch in self._batches for place in batch]
 
     @overload
     def __getitem__(self, index: int) -> list[Any]: ...
@@ -116,10 +115,16 @@ class LazyBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self._batches:
-            yield {
-                name: value.to(self._device) if isinstance(value, Tensor) else value
-                for name, value in self._collate(rows).items()
-            }
+            yield to_device(self._collate(rows), self._device)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move tensors, also those in dicts and tuples; everything else stays."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: to_device(each, device) for name, each in value.items()}
+    return tuple(to_device(each, device) for each in value) if isinstance(value, tuple) else value
 
 
 class Division(Protocol):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
 from finetune_trainer.distributed.process_group import Group
+from finetune_trainer.tokens.batching import Padding
 from finetune_trainer.train.batches import Division, RowLimit, largest_batch
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.model_setup import Trainable
@@ -21,6 +22,7 @@ from finetune_trainer.train.preference.kto import KTO
 from finetune_trainer.train.preference.orpo import ORPO
 from finetune_trainer.train.preference.preference_loss import PreferenceLoss
 from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
+from finetune_trainer.train.preference.reference import ComputedReferences, References
 from finetune_trainer.train.trainer import CompletionTrainer, FullyShardedTrainer
 
 LOSSES: Final[Mapping[Objective, type[PreferenceLoss[Any]]]] = {
@@ -39,6 +41,7 @@ def make_trainer(
     device: torch.device,
     continues: bool,
     group: Group,
+    references: References | None = None,
 ) -> CompletionTrainer | PreferenceTrainer:
     """Create the trainer of `method` for encoded rows.
 
@@ -52,6 +55,7 @@ def make_trainer(
         device: the device of this process.
         continues: whether another run trained the weights before.
         group: the processes of the run.
+        references: keeps what the reference model says about the rows; None keeps nothing.
     """
     by_rows = RowLimit(hyperparameters.max_batch_rows)
     if not OBJECTIVES[method.objective].rows.is_preference_data:
@@ -72,7 +76,7 @@ def make_trainer(
     if not isinstance(model, PeftModel):
         raise TypeError(f"{method.label} trains an adapter, not a {type(model).__name__}")
     loss = LOSSES[method.objective](
-        method.preference, tokenizer.pad_token_id, hyperparameters.max_sequence_length
+        method.preference, Padding(tokenizer.pad_token_id), hyperparameters.max_sequence_length
     )
     return PreferenceTrainer(
         model,
@@ -84,4 +88,5 @@ def make_trainer(
         device=device,
         group=group,
         continues=continues,
+        references=references or ComputedReferences(),
     )

@@ -42,6 +42,7 @@ from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.model_setup import Trainable, adapter_config, add_adapter
+from finetune_trainer.train.preference.reference import References, Sequences
 
 aten = torch.ops.aten
 
@@ -183,6 +184,9 @@ class StepMeasure:
     """Of one batch, without the saving of a causal mask."""
     operations: int = 0
     """Operations of one batch that write memory."""
+    reference_matmul_flops: int = 0
+    """As `matmul_flops`, of what the reference model says about one batch, once before training."""
+    reference_attention_flops: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -225,6 +229,7 @@ def measure_step(
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+        reference = _ReferenceFlops(live)
         trainer = make_trainer(
             model,
             _rows(method, shape, STEPS * batches * shape.rows),
@@ -235,6 +240,7 @@ def measure_step(
             device=torch.device("cpu"),
             continues=False,
             group=ALONE,
+            references=reference,
         )
         trainer.add_callback(phases)
         live.peaks.clear()
@@ -247,7 +253,24 @@ def measure_step(
         matmul_flops=live.matmul_flops // (STEPS * batches),
         attention_flops=live.attention_flops // (STEPS * batches),
         operations=live.operations // (STEPS * batches),
+        reference_matmul_flops=reference.matmul_flops // (STEPS * batches),
+        reference_attention_flops=reference.attention_flops // (STEPS * batches),
     )
+
+
+class _ReferenceFlops(References):
+    """Counts the operations of the pass of the reference model over all rows."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
+        self.matmul_flops = self.attention_flops = 0
+
+    @override
+    def look_up(self, sequences: Sequences, compute: Callable[[], Tensor]) -> Tensor:
+        self._live.matmul_flops = self._live.attention_flops = 0
+        computed = compute()
+        self.matmul_flops, self.attention_flops = self._live.matmul_flops, self._live.attention_flops
+        return computed
 
 
 def _fake_model(config: PretrainedConfig, method: Method, precision: Precision) -> Trainable:
@@ -376,6 +399,16 @@ class _Phases(TrainerCallback):
             )
 
 
+EXTENSIVE: Final = (
+    "frozen_bytes",
+    "trained_bytes",
+    "matmul_flops",
+    "attention_flops",
+    "operations",
+    "reference_matmul_flops",
+    "reference_attention_flops",
+)
+"""Figures to which each layer adds."""
 MAX_PERIOD: Final = 8
 """Longest pattern of layer types that is searched for."""
 
@@ -428,10 +461,7 @@ def measure_at_depth(
             phase: extrapolated(low_ends[phase], high_ends[phase])
             for phase in low_ends.keys() & high_ends.keys()
         },
-        **{
-            name: extrapolated(getattr(first, name), getattr(second, name))
-            for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops", "operations")
-        },
+        **{name: extrapolated(getattr(first, name), getattr(second, name)) for name in EXTENSIVE},
     )
 
 

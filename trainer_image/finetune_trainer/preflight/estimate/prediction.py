@@ -41,7 +41,8 @@ launches one kernel after the other. Not measured by us."""
 def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epochs: float) -> float:
     """Operations of all training steps on all devices; recomputed activations count.
 
-    Matrix products grow with the tokens, attention with the square of each row's tokens.
+    Matrix products grow with the tokens, attention with the square of each row's tokens. A reference model
+    reads each row once.
 
     Args:
         step: what was measured.
@@ -49,9 +50,11 @@ def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epoch
         lengths: tokens of each training row, after truncation.
         epochs: number of passes over these rows, the last one possibly a part.
     """
-    per_token = step.matmul_flops / (shape.rows * shape.length)
-    per_square = CAUSAL_SHARE * step.attention_flops / (shape.rows * shape.length**2)
-    return epochs * sum(per_token * length + per_square * length**2 for length in lengths)
+    matmul = epochs * step.matmul_flops + min(1, epochs) * step.reference_matmul_flops
+    attention = epochs * step.attention_flops + min(1, epochs) * step.reference_attention_flops
+    per_token = matmul / (shape.rows * shape.length)
+    per_square = CAUSAL_SHARE * attention / (shape.rows * shape.length**2)
+    return sum(per_token * length + per_square * length**2 for length in lengths)
 
 
 def launches(step: StepMeasure, used: Hyperparameters, lengths: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from finetune_trainer.train.preference.preference_loss import (
     Batch,
     ComparedRow,
     PreferenceLoss,
-    ReferencedModel,
+    ScoredModel,
     Totals,
     pair_reward_sums,
 )
@@ -38,12 +38,13 @@ class DPO(PreferenceLoss[PairRatios]):
         return row.row(row.answer), row.row(row.rejected or [])
 
     @override
-    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
+    def totals(self, model: ScoredModel, batch: Batch) -> Totals:
         return Totals(rows=int(batch["counts"].sum()))
 
     @override
-    def scores(self, model: ReferencedModel, batch: Batch) -> PairRatios:
-        chosen, rejected = model.log_ratios(batch).chunk(2)
+    def scores(self, model: ScoredModel, batch: Batch) -> PairRatios:
+        (pairs,) = batch["parts"]
+        chosen, rejected = model.log_likelihoods(pairs).reshape(2, -1) - batch["reference"]
         return PairRatios(chosen, rejected, batch["counts"])
 
     @override

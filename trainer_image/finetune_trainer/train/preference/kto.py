@@ -9,14 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune_trainer.contract.method import Preference
+from finetune_trainer.tokens.batching import Collate
 from finetune_trainer.tokens.encoding import EncodedRow
 from finetune_trainer.train.preference.preference_loss import (
     Batch,
     ComparedRow,
     PreferenceLoss,
-    ReferencedModel,
+    ScoredModel,
     Totals,
-    split_pairs,
 )
 
 
@@ -38,8 +38,8 @@ class KTO(PreferenceLoss[AnswerRatios]):
 
     objective = "KTO"
 
-    def __init__(self, preference: Preference, pad_token_id: int, max_length: int) -> None:
-        super().__init__(preference, pad_token_id, max_length)
+    def __init__(self, preference: Preference, collate: Collate, max_length: int) -> None:
+        super().__init__(preference, collate, max_length)
         self._desirable_weight = preference.desirable_weight or 1
         self._undesirable_weight = preference.undesirable_weight or 1
 
@@ -48,22 +48,30 @@ class KTO(PreferenceLoss[AnswerRatios]):
         return super().collate(rows) | {"desirable": torch.tensor([each.row.label for each in rows])}
 
     @override
+    def _parts(
+        self, first: Sequence[EncodedRow], second: Sequence[EncodedRow]
+    ) -> tuple[Sequence[EncodedRow], ...]:
+        """The second sequences have no gradients, and are computed before the step."""
+        return first, second
+
+    @override
     def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
         row = compared.row
         return row.row(row.answer), row.row(compared.other)
 
     @override
-    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
-        _, others = split_pairs(model.on_device(batch))
-        with torch.no_grad():
-            ratios = model.wrapped_by(model.adapted).log_ratios(others)
-        divergence = (ratios * batch["counts"].to(ratios.device)).sum()
+    def totals(self, model: ScoredModel, batch: Batch) -> Totals:
+        _, others = batch["parts"]
+        likelihoods = model.log_likelihoods_on_device(others)
+        _, reference = batch["reference"].to(likelihoods.device)
+        divergence = ((likelihoods - reference) * batch["counts"].to(likelihoods.device)).sum()
         return Totals(rows=int(batch["counts"].sum()), divergence=float(divergence))
 
     @override
-    def scores(self, model: ReferencedModel, batch: Batch) -> AnswerRatios:
-        answers, _ = split_pairs(batch)
-        return AnswerRatios(model.log_ratios(answers), batch["desirable"], batch["counts"])
+    def scores(self, model: ScoredModel, batch: Batch) -> AnswerRatios:
+        answers, _ = batch["parts"]
+        reference, _ = batch["reference"]
+        return AnswerRatios(model.log_likelihoods(answers) - reference, batch["desirable"], batch["counts"])
 
     @override
     def row_losses(self, scores: AnswerRatios, totals: Totals) -> Tensor:

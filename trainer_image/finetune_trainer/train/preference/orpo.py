@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
+from finetune_trainer.tokens.batching import ROW_LABELS
 from finetune_trainer.tokens.encoding import EncodedRow
 from finetune_trainer.train.preference.preference_loss import (
     Batch,
     ComparedRow,
     PreferenceLoss,
-    ReferencedModel,
+    ScoredModel,
     Totals,
-    label_counts,
     pair_reward_sums,
 )
 
@@ -40,6 +40,7 @@ class ORPO(PreferenceLoss[PairLikelihoods]):
     """
 
     objective = "ORPO"
+    has_reference = False
 
     @override
     def collate(self, rows: Sequence[ComparedRow]) -> Batch:
@@ -53,19 +54,21 @@ class ORPO(PreferenceLoss[PairLikelihoods]):
         return EncodedRow(chosen, chosen), row.row(row.rejected or [])
 
     @override
-    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
-        tokens, _ = label_counts(batch).chunk(2)
+    def totals(self, model: ScoredModel, batch: Batch) -> Totals:
+        (pairs,) = batch["parts"]
+        tokens, _ = pairs[ROW_LABELS].chunk(2)
         counts = batch["counts"]
         return Totals(rows=int(counts.sum()), tokens=int((tokens * counts).sum()))
 
     @override
-    def scores(self, model: ReferencedModel, batch: Batch) -> PairLikelihoods:
+    def scores(self, model: ScoredModel, batch: Batch) -> PairLikelihoods:
         prompts = batch["prompt_targets"]
-        chosen_targets, rejected_targets = label_counts(batch).chunk(2)
+        (pairs,) = batch["parts"]
+        chosen_targets, rejected_targets = pairs[ROW_LABELS].chunk(2)
         answers = chosen_targets - prompts
         # The chosen sequences come first, each as its prompt and its answer.
         segments = torch.cat([torch.stack([prompts, answers], dim=1).flatten(), rejected_targets])
-        sums = model.segment_sums(batch, segments)
+        sums = model.segment_sums(pairs, segments)
         of_prompt, chosen = sums[: 2 * len(prompts)].reshape(-1, 2).unbind(dim=1)
         rejected = sums[2 * len(prompts) :]
         return PairLikelihoods(

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the losses of DPO, KTO and ORPO have in common: compared rows, the reference model, the base class.
+"""What the losses of DPO, KTO and ORPO have in common: compared rows, the scored model, the base class.
 
 A loss is a mean over rows. The loss of an optimizer step is the one that TRL computes for a single batch of
 all rows of the step. It depends neither on the size of its batches nor on the number of processes. Each row
 of a batch also has an answer to another prompt.
 
-The reference model is the model that training starts from: the base model with its adapter disabled or, if
-the run continues from a Checkpoint, a frozen copy of its adapter. It does not change in training and is not
-part of a resume state, so an interrupted run resumes exactly. There is no second copy of the base model.
+What the reference model says about a row is part of the row (`train.preference.reference`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -26,12 +21,10 @@ from typing_extensions import override
 from finetune_trainer.contract.method import Objective, Preference
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.completion_loss import ChunkedHead, segment_loss_sums
-from finetune_trainer.tokens.batching import Padding, row_lengths
-from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedAnswers, EncodedRow
-from finetune_trainer.train.batches import Division, RowBatches, Steps
-
-Position = tuple[int, int]
-"""Index of a row, and of the row whose answer it is compared with."""
+from finetune_trainer.tokens.batching import ROW_LABELS, Collate, collate_with_row_labels
+from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
+from finetune_trainer.train.batches import ShuffledRows, to_device
+from finetune_trainer.train.model_setup import Trainable
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,126 +34,72 @@ class ComparedRow:
     row: EncodedAnswers
     other: list[int]
     """Answer of another row, which KTO estimates the KL term with."""
+    reference: Tensor
+    """Log-likelihoods of its two sequences under the reference model, of shape (2,), in nats."""
     counts: bool = True
     """Whether the row has a loss. False for the row of a process that has none in the last step."""
 
 
 class ComparedRows(Dataset[ComparedRow]):
-    """All rows by their positions; a row that does not count follows the last one."""
+    """All rows, each with the one before it in the first epoch; a row that does not count follows the last.
 
-    def __init__(self, rows: Sequence[EncodedAnswers]) -> None:
-        self._rows = rows
-
-    @override
-    def __getitem__(self, position: Position) -> ComparedRow:
-        index, other = position
-        if index == len(self._rows):
-            return _blank(self._rows[0])
-        return ComparedRow(self._rows[index], self._rows[other].answer)
-
-
-class ComparedSteps(Steps):
-    """As `Steps`, with the row before each row in the order of the epoch, across all steps.
-
-    So the comparisons depend neither on how a step is divided nor on the number of processes.
+    So the comparisons depend neither on how a step is divided nor on the number of processes, and as in TRL
+    they are the same in each epoch.
     """
 
+    def __init__(self, rows: Sequence[EncodedAnswers], seed: int) -> None:
+        self._rows = rows
+        (self.order,) = ShuffledRows(len(rows), seed).chunks(len(rows))
+        self._before = dict(zip(self.order, [self.order[-1], *self.order[:-1]], strict=True))
+        self.reference = torch.zeros(len(rows), 2)
+        """Log-likelihoods of the sequences of each row under the reference model, in nats."""
+
     @override
-    def __iter__(self) -> Iterator[list[list[Position]]]:
-        (order,) = self.chunks(self._rows)
-        before = dict(zip(order, [order[-1], *order[:-1]], strict=True))
-        for batches in super().__iter__():
-            yield [[(row, before.get(row, row)) for row in batch] for batch in batches]
-
-
-def held_out_batches(
-    rows: Sequence[EncodedAnswers], division: Division, seed: int, group: Group
-) -> Sequence[list[ComparedRow]]:
-    """This process's share of held-out rows, the longest first; read batch by batch."""
-    (share,) = ComparedSteps(row_lengths(rows), len(rows), division, seed, group)
-    return RowBatches(ComparedRows(rows), share)
+    def __getitem__(self, index: int) -> ComparedRow:
+        if index == len(self._rows):
+            return _blank(self._rows[0])
+        return ComparedRow(self._rows[index], self._rows[self._before[index]].answer, self.reference[index])
 
 
 def _blank(row: EncodedAnswers) -> ComparedRow:
     """A row of two tokens in each sequence: gradients exist, and are zero."""
     token = row.prompt[:1]
-    return ComparedRow(EncodedAnswers(token, token, rejected=token, label=row.label), token, counts=False)
-
-
-REFERENCE: Final = "reference"
-"""Name of the copy of the adapter that training starts from."""
-SEQUENCES: Final = ("input_ids", "attention_mask", "labels")
-"""Inputs of shape (sequences, tokens)."""
+    answers = EncodedAnswers(token, token, rejected=token, label=row.label)
+    return ComparedRow(answers, token, torch.zeros(2), counts=False)
 
 
 @dataclass(frozen=True)
-class ReferencedModel:
+class ScoredModel:
     """Computes log-likelihoods of labelled tokens, in nats and in float32."""
 
-    adapted: PeftModel
+    trained: Trainable
     head: ChunkedHead | None
     wrapped: nn.Module
-    """The adapted model, or the module that also exchanges its gradients with other processes."""
+    """The trained model, or the module that also exchanges its gradients with other processes."""
 
     @classmethod
-    def of(cls, model: PeftModel, head: ChunkedHead | None, *, continues: bool) -> "ReferencedModel":
-        """Prepare a model; `continues` says whether another run trained its adapter."""
-        if continues:
-            _keep_reference(model)
+    def of(cls, model: Trainable, head: ChunkedHead | None) -> "ScoredModel":
+        """Prepare a model."""
         _disable_dropout(model)
         return cls(model, head, model)
 
-    def wrapped_by(self, module: nn.Module) -> "ReferencedModel":
+    def wrapped_by(self, module: nn.Module) -> "ScoredModel":
         """The same model, computed through `module`."""
         return replace(self, wrapped=module)
 
-    def on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch on the device of the model."""
-        return {name: value.to(self.adapted.device) for name, value in batch.items()}
-
-    def segment_sums(self, batch: Mapping[str, Tensor], segments: Tensor) -> Tensor:
+    def segment_sums(self, sequences: Mapping[str, Any], segments: Tensor) -> Tensor:
         """Log-likelihoods of consecutive runs of labelled tokens, of shape (segments,)."""
-        return -segment_loss_sums(self.wrapped, sequences(batch), segments, self.head)
+        return -segment_loss_sums(self.wrapped, sequences, segments, self.head)
 
-    def log_likelihoods(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def log_likelihoods(self, sequences: Mapping[str, Any]) -> Tensor:
         """Log-likelihood of the labelled tokens of each sequence, of shape (sequences,)."""
-        return self.segment_sums(batch, label_counts(batch))
+        return self.segment_sums(sequences, sequences[ROW_LABELS])
 
-    def log_ratios(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-likelihood of each sequence minus that under the reference model, of shape (sequences,)."""
-        with torch.no_grad(), self._as_reference():
-            reference = self.wrapped_by(self.adapted).log_likelihoods(batch)
-        return self.log_likelihoods(batch) - reference
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        if REFERENCE not in self.adapted.peft_config:
-            with self.adapted.disable_adapter():
-                yield
-            return
-        trained = self.adapted.active_adapter
-        self.adapted.set_adapter(REFERENCE, inference_mode=True)
-        try:
-            yield
-        finally:
-            self.adapted.set_adapter(trained)
-
-
-def sequences(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sequences of a batch, without the figures of its rows."""
-    return {name: batch[name] for name in SEQUENCES}
-
-
-def split_pairs(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The first and the second sequence of each row."""
-    parts = {name: batch[name].chunk(2) for name in SEQUENCES}
-    first, second = ({name: part[at] for name, part in parts.items()} for at in (0, 1))
-    return first, second
-
-
-def label_counts(batch: Mapping[str, Tensor]) -> Tensor:
-    """Number of labelled tokens of each sequence that a model predicts, of shape (sequences,)."""
-    return (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
+    def log_likelihoods_on_device(self, sequences: Mapping[str, Any]) -> Tensor:
+        """As `log_likelihoods`, without gradients, for sequences on any device."""
+        with torch.no_grad():
+            here = to_device(sequences, self.trained.device)
+            return self.wrapped_by(self.trained).log_likelihoods(here)
 
 
 def _disable_dropout(model: nn.Module) -> None:
@@ -170,18 +109,14 @@ def _disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def _keep_reference(model: PeftModel) -> None:
-    """Copy the adapter of the model, under another name and frozen."""
-    trained = model.active_adapter
-    weights = get_peft_model_state_dict(model, adapter_name=trained)
-    model.add_adapter(REFERENCE, model.peft_config[trained])
-    set_peft_model_state_dict(model, weights, adapter_name=REFERENCE)
-    model.set_adapter(trained)
+Batch = dict[str, Any]
+"""Rows of a step.
 
-
-Batch = dict[str, Tensor]
-"""Two sequences per row, all first ones before all second ones: `input_ids`, `attention_mask` and `labels`,
-of shape (sequences, tokens). `counts` says which rows have a loss, of shape (rows,)."""
+- `parts`: the sequences that a model computes together, with their `ROW_LABELS`. There are two sequences per
+  row, and all first ones come before all second ones.
+- `reference`: their log-likelihoods under the reference model, in nats, of shape (2, rows).
+- `counts`: which rows have a loss, of shape (rows,).
+"""
 ScoresT = TypeVar("ScoresT")
 
 
@@ -207,28 +142,47 @@ class PreferenceLoss(ABC, Generic[ScoresT]):
     """The loss of an objective, in two parts: what a model says about a batch, and the loss of that."""
 
     objective: ClassVar[Objective]
+    has_reference: ClassVar[bool] = True
+    """Whether the loss compares the model with the one that training starts from."""
 
-    def __init__(self, preference: Preference, pad_token_id: int, max_length: int) -> None:
+    def __init__(self, preference: Preference, collate: Collate, max_length: int) -> None:
+        """`collate` makes the tensors of sequences of at most `max_length` tokens."""
         self._beta = preference.beta
-        self._pad = Padding(pad_token_id)
+        self._collate_rows = collate
         self._max_length = max_length
 
     def collate(self, rows: Sequence[ComparedRow]) -> Batch:
         """Make a batch."""
-        first, second = zip(*(self._sequences(each) for each in rows), strict=True)
-        padded = self._pad([row.truncate(self._max_length) for row in (*first, *second)])
-        return padded | {"counts": torch.tensor([each.counts for each in rows])}
+        first, second = zip(*map(self.sequences, rows), strict=True)
+        return {
+            "parts": tuple(
+                collate_with_row_labels(part, self._collate_rows) for part in self._parts(first, second)
+            ),
+            "reference": torch.stack([each.reference for each in rows], dim=1),
+            "counts": torch.tensor([each.counts for each in rows]),
+        }
+
+    def _parts(
+        self, first: Sequence[EncodedRow], second: Sequence[EncodedRow]
+    ) -> tuple[Sequence[EncodedRow], ...]:
+        """The sequences that are computed together."""
+        return ([*first, *second],)
+
+    def sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
+        """The two sequences of a row."""
+        first, second = self._sequences(compared)
+        return first.truncate(self._max_length), second.truncate(self._max_length)
 
     @abstractmethod
     def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
-        """The two sequences of a row."""
+        """The two sequences of a row, of any length."""
 
     @abstractmethod
-    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
+    def totals(self, model: ScoredModel, batch: Batch) -> Totals:
         """Compute the part of a batch in the totals, without gradients. `batch` is on any device."""
 
     @abstractmethod
-    def scores(self, model: ReferencedModel, batch: Batch) -> ScoresT:
+    def scores(self, model: ScoredModel, batch: Batch) -> ScoresT:
         """Compute what the loss compares, with gradients."""
 
     @abstractmethod

@@ -2,11 +2,12 @@
 """transformers' Trainer with the losses of preference methods."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
@@ -14,19 +15,26 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.process_group import Group
-from finetune_trainer.tokens.batching import row_lengths
+from finetune_trainer.tokens.batching import row_lengths, token_count
 from finetune_trainer.tokens.encoding import EncodedAnswers
-from finetune_trainer.train.batches import CollatedBatches, Division, LazyBatches
+from finetune_trainer.train.batches import (
+    CollatedBatches,
+    Division,
+    LazyBatches,
+    RowBatches,
+    Steps,
+    share_batches,
+)
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures, Validation
+from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.preference.preference_loss import (
     ComparedRows,
-    ComparedSteps,
     PreferenceLoss,
-    ReferencedModel,
+    ScoredModel,
     Totals,
-    held_out_batches,
 )
+from finetune_trainer.train.preference.reference import References, reference_log_likelihoods
 from finetune_trainer.train.states.resume_states import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.trainer import StepSums, StepTrainer, training_arguments
@@ -39,7 +47,7 @@ class PreferenceTrainer(StepTrainer):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: Trainable,
         rows: Sequence[EncodedAnswers],
         loss: PreferenceLoss[Any],
         hyperparameters: Hyperparameters,
@@ -49,8 +57,12 @@ class PreferenceTrainer(StepTrainer):
         device: torch.device,
         group: Group,
         continues: bool,
+        references: References,
     ) -> None:
-        """`division` divides the rows of a step; `continues`: another run trained the adapter of `model`."""
+        """Compute what the reference model says about the rows, unless `references` has it. Collective.
+
+        `division` divides the rows of a step; `continues`: another run trained the weights of `model`.
+        """
         super().__init__(
             model=model,
             args=training_arguments(TrainingArguments, hyperparameters, device, folder),
@@ -62,22 +74,64 @@ class PreferenceTrainer(StepTrainer):
         shortest = rows[min(range(len(rows)), key=lengths.__getitem__)]
         head = probe_head(model, [shortest.row(shortest.answer)])
         self.sums = StepSums(device)
-        self._rows = rows
         self._batch_size = hyperparameters.batch_size
         self._division = division
         self._loss = loss
         self._group = group
-        self._model = ReferencedModel.of(model, head, continues=continues)
+        self._model = ScoredModel.of(model, head)
+        self._continues, self._references = continues, references
         self._rewards = torch.zeros(len(RewardSums.model_fields), dtype=torch.float64, device=device)
         self._totals = Totals()
+        self._lengths = lengths
+        steps = islice(self._steps(), hyperparameters.total_steps)
+        self._rows = self._compared(
+            rows,
+            (batch for step in steps for batch in step),
+            read=hyperparameters.total_steps * hyperparameters.batch_size,
+        )
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of this process in each step."""
-        lengths, seed = row_lengths(self._rows), self.args.seed
-        return self.step_loader(
-            CollatedBatches(ComparedRows(self._rows), self._loss.collate),
-            ComparedSteps(lengths, self._batch_size, self._division, seed, self._group),
+        return self.step_loader(CollatedBatches(self._rows, self._loss.collate), self._steps())
+
+    def _steps(self) -> Steps:
+        return Steps(self._lengths, self._batch_size, self._division, self.args.seed, self._group)
+
+    def _compared(
+        self, rows: Sequence[EncodedAnswers], batches: Iterable[Sequence[int]], *, read: int
+    ) -> ComparedRows:
+        """The rows, with what the reference model says about the first `read` of the first epoch. Collective.
+
+        Called before training, when the weights are those of the start, also in a run that resumes.
+        `batches` has this process's share of these rows. They are the batches of the first epoch, so that the
+        first step is not rounded otherwise than its reference.
+        """
+        compared = ComparedRows(rows, self.args.seed)
+        if not self._loss.has_reference:
+            return compared
+        indices = sorted(compared.order[:read])
+        compared.reference[torch.tensor(indices)] = self._references.look_up(
+            (self._loss.sequences(compared[index]) for index in indices),
+            partial(self._reference, compared, indices, batches),
+        )
+        return compared
+
+    def _reference(
+        self, rows: ComparedRows, indices: Sequence[int], batches: Iterable[Sequence[int]]
+    ) -> Tensor:
+        """The log-likelihoods of this process's share of the rows at `indices`."""
+        places = {index: place for place, index in enumerate(indices)}
+        return reference_log_likelihoods(
+            self._model,
+            self._loss,
+            (
+                ([places[index] for index in batch if index in places], [rows[index] for index in batch])
+                for batch in batches
+            ),
+            continues=self._continues,
+            references=self._references,
+            count=len(indices),
         )
 
     @override
@@ -98,7 +152,7 @@ class PreferenceTrainer(StepTrainer):
         scores = self._loss.scores(self._model.wrapped_by(model), inputs)
         loss_sum = self._loss.loss_sum(scores, self._totals)
         counts = inputs["counts"]
-        tokens = (inputs["attention_mask"].sum(dim=1).reshape(2, -1) * counts).sum()
+        tokens = sum(token_count(part) for part in inputs["parts"]) * counts.any()
         self.sums.add(loss_sum, counts.sum(), tokens)
         self._rewards += self._loss.reward_sums(scores)
         # DDP averages the gradients of the processes, but those of the step's rows must be summed.
@@ -106,8 +160,11 @@ class PreferenceTrainer(StepTrainer):
 
     def batches(self, rows: Sequence[EncodedAnswers]) -> LazyBatches:
         """This process's share of held-out rows for `validate`, the longest first."""
-        share = held_out_batches(rows, self._division, self.args.seed, self._group) if rows else []
-        return LazyBatches(share, self._loss.collate, self.args.device)
+        if not rows:
+            return LazyBatches([], self._loss.collate, self.args.device)
+        share = share_batches(row_lengths(rows), range(len(rows)), self._division, self._group)
+        compared = self._compared(rows, share, read=len(rows))
+        return LazyBatches(RowBatches(compared, share), self._loss.collate, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, with the rewards of its answers."""
@@ -116,10 +173,10 @@ class PreferenceTrainer(StepTrainer):
         return self.sums.take(rewards)
 
     def validate(
-        self, batches: Iterable[Mapping[str, Tensor]], by_row: RowLossCollector | None = None
+        self, batches: Iterable[Mapping[str, Any]], by_row: RowLossCollector | None = None
     ) -> Validation:
         """Compute the mean loss of the rows of all processes, and their rewards."""
-        self._model.adapted.eval()
+        self._model.trained.eval()
         scores, counts, totals = [], [], Totals()
         rewards = torch.zeros_like(self._rewards)
         with torch.no_grad():
@@ -139,4 +196,4 @@ class PreferenceTrainer(StepTrainer):
 
     def collect_state(self) -> StateSnapshot:
         """Collect the state that `train` resumes from."""
-        return collect_whole(self, self._model.adapted, self._group)
+        return collect_whole(self, self._model.trained, self._group)
