@@ -38,8 +38,12 @@ RARELY_USED: Final = frozenset(
         "get computeprofiles",
         "get deployments",
         "get evaluations",
+        "get finetunesweeps",
         "get pods",
         "get services",
+        # For sweeps.
+        "create finetunejobs",
+        "patch finetunesweeps/status",
         # For a Job that has had no pod for 10 seconds.
         "list events",
         # For endpoints with several replicas or with their own NetworkPolicy.

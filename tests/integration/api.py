@@ -23,6 +23,7 @@ PLURALS = {
     "DatasetVersion": "datasetversions",
     "Checkpoint": "checkpoints",
     "Evaluation": "evaluations",
+    "FineTuneSweep": "finetunesweeps",
     "InferenceDeployment": "inferencedeployments",
     "ComputeProfile": "computeprofiles",
 }

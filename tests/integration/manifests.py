@@ -92,6 +92,13 @@ def evaluation(namespace: str, name: str, *checkpoints: str, **spec: Any) -> Obj
     return of("Evaluation", namespace, name, fields | spec)
 
 
+def finetunesweep(namespace: str, run: Object, name: str = "rates", **spec: Any) -> Object:
+    """A sweep over two ranks with this spec of a run."""
+    parameters = [{"field": "method.lora.r", "values": [8, 16]}]
+    fields: Object = {"parameters": parameters, "search": "Grid", "template": {"spec": run}}
+    return of("FineTuneSweep", namespace, name, fields | spec)
+
+
 def inferencedeployment(namespace: str, name: str = "support") -> Object:
     return of(
         "InferenceDeployment",

@@ -74,6 +74,13 @@ def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
     api.create(manifests.finetunejob(namespace, dataset=rows, compute=compute))
 
 
+def a_sweep(api: Api, namespace: str) -> None:
+    """A Dataset, and a sweep on it that makes a run."""
+    api.create(manifests.dataset(namespace))
+    run = manifests.finetunejob(namespace, compute={"profile": PROFILE})
+    api.create(manifests.finetunesweep(namespace, run["spec"]))
+
+
 def an_evaluation(api: Api, namespace: str) -> None:
     """An Evaluation of a Checkpoint on a Dataset."""
     checkpoint = _checkpoint(namespace, CHECKPOINTS[0])
@@ -288,7 +295,7 @@ def repriced(api: Api, _namespace: str, operator: Operator) -> None:
 OWNER: Final = "an ownerReference refers to a resource you can't set finalizers on"
 
 RECORDS: Final = ("checkpoints", "datasetversions")
-KINDS: Final = (*RECORDS, "datasets", "evaluations", "finetunejobs", "inferencedeployments")
+KINDS: Final = (*RECORDS, "datasets", "evaluations", "finetunejobs", "finetunesweeps", "inferencedeployments")
 CHILDREN: Final = ("jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets")
 WATCHED: Final = (*KINDS, *CHILDREN)
 
@@ -296,15 +303,18 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get finetunejobs": Case("FineTuneJob", a_run),
     "get datasets": Case("Dataset", a_run),
     "get evaluations": Case("Evaluation", an_evaluation),
+    "get finetunesweeps": Case("FineTuneSweep", a_sweep),
     "get inferencedeployments": Case("InferenceDeployment", an_endpoint),
     "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), repeat=True),
     "get checkpoints": Case(LOG, an_endpoint, edited("Checkpoint", CHECKPOINTS[1]), repeat=True),
     "patch finetunejobs/status": Case(LOG, a_run),
     "patch datasets/status": Case(LOG, a_run),
     "patch evaluations/status": Case(LOG, an_evaluation),
+    "patch finetunesweeps/status": Case(LOG, a_sweep),
     "patch inferencedeployments/status": Case(LOG, an_endpoint),
     "patch datasetversions/status": Case(LOG, a_run),
     "patch checkpoints/status": Case(LOG, a_run),
+    "create finetunejobs": Case("FineTuneSweep", a_sweep),
     "create datasetversions": Case("Dataset", a_run),
     "create checkpoints": Case("FineTuneJob", a_run),
     "delete datasetversions": Case("Dataset", rows_with_delete, deleted("Dataset", "tickets")),

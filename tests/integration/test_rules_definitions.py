@@ -3,10 +3,11 @@
 
 import pytest
 
-from finetune_operator.api.crd import KINDS, Kind
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
 from tests.integration.api import Api, Object, path_of
 from tests.integration.rules import files
 from tests.integration.rules.requests import NAMESPACE, try_create
+from tests.integration.rules.schema import spec_schema
 from tests.mergepatch import merged
 from tools.cluster import ControlPlane
 
@@ -16,6 +17,7 @@ HEADERS = {
     "DatasetVersion": ["NAME", "DATASET", "ROWS", "DIGEST", "AGE"],
     "Checkpoint": ["NAME", "MODEL-LINE", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
     "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],
+    "FineTuneSweep": ["NAME", "PHASE", "TRIALS", "BEST", "LOSS", "DEVICE-HOURS", "AGE"],
     "InferenceDeployment": ["NAME", "MODELS", "REVISION", "WEIGHT", "VERDICT", "READY", "URL", "AGE"],
     "ComputeProfile": ["NAME", "DEVICE", "MAX", "ENGINE", "AGE"],
 }
@@ -37,7 +39,8 @@ def test_kubectl_get_shows_each_kind_by_its_short_name_and_those_of_namespaces_b
 ) -> None:
     for kind in KINDS:
         api.create(_minimal_in(kind, namespace))
-    shown = control_plane.kubectl.run("get", "--namespace", namespace, "ftj,dset,dsv,ckpt,eval,infd,cprof")
+    names = ",".join(kind.short_name for kind in KINDS)
+    shown = control_plane.kubectl.run("get", "--namespace", namespace, names)
     headers = [line.split() for line in shown.splitlines() if line.startswith("NAME")]
     assert headers == list(HEADERS.values())
     category = control_plane.kubectl.run("get", "--namespace", namespace, "finetune", "--output=name")
@@ -84,3 +87,13 @@ def _minimal_in(kind: Kind, namespace: str) -> Object:
     assert given["metadata"].get("namespace", NAMESPACE) == NAMESPACE
     placed: Object = merged(given, {"metadata": patch})
     return placed
+
+
+def test_a_template_of_runs_has_the_fields_and_the_rules_of_a_run() -> None:
+    """So the tests of FineTuneJobs hold for it too."""
+    run = spec_schema(KINDS_BY_NAME["FineTuneJob"])
+    template = spec_schema(KINDS_BY_NAME["FineTuneSweep"])["properties"]["template"]["properties"]["spec"]
+    left_out = {"suspend", "cancel"}
+    assert template["properties"] == {k: v for k, v in run["properties"].items() if k not in left_out}
+    rules = [each for each in run["x-kubernetes-validations"] if "oldSelf" not in each["rule"]]
+    assert template["x-kubernetes-validations"] == rules

@@ -15,12 +15,14 @@ MUTABLE = {
     "DatasetVersion": {"deletionPolicy"},
     "Checkpoint": {"approval", "deletionPolicy"},
     "Evaluation": {"suspend", "childrenTTLSeconds"},
+    "FineTuneSweep": {"maxTrials", "parallelTrials", "maxFailedTrials", "maxDeviceHours", "cancel"},
 }
 ADVICE = {
     "FineTuneJob": "a run is a record: create a new FineTuneJob (…-v2)",
     "DatasetVersion": "a DatasetVersion is a record of content: change the Dataset to create a new version",
     "Checkpoint": "a Checkpoint is a record of weights: train again to create a new one",
     "Evaluation": "an Evaluation is a record: create another one with another name",
+    "FineTuneSweep": "a sweep is a record: create a new FineTuneSweep with another name",
 }
 FIELDS = [
     (KINDS_BY_NAME[name], field, field in mutable)

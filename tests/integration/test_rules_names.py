@@ -4,6 +4,7 @@
 import pytest
 
 from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
+from finetune_operator.api.finetune_sweep import SWEEP_NAME_LIMIT
 from finetune_operator.api.meta import NAME_LIMIT
 from tests.integration.api import Api
 from tests.integration.rules import files
@@ -12,6 +13,8 @@ from tests.mergepatch import merged
 
 USER_MADE = [kind for kind in KINDS if kind.name not in {"DatasetVersion", "Checkpoint"}]
 RECORDS = [kind for kind in KINDS if kind not in USER_MADE]
+LIMITS = {"FineTuneSweep": SWEEP_NAME_LIMIT}
+"""Max length of the names of kinds whose names begin the names of runs."""
 
 
 def _named(api: Api, kind: Kind, name: str) -> Verdict:
@@ -19,11 +22,12 @@ def _named(api: Api, kind: Kind, name: str) -> Verdict:
 
 
 @pytest.mark.parametrize("kind", USER_MADE, ids=lambda kind: kind.name)
-def test_a_name_of_40_characters_is_accepted_and_one_of_41_refused(api: Api, kind: Kind) -> None:
-    assert _named(api, kind, "n" * NAME_LIMIT).accepted
-    refused = _named(api, kind, "n" * (NAME_LIMIT + 1))
+def test_the_longest_name_is_accepted_and_one_with_one_more_character_refused(api: Api, kind: Kind) -> None:
+    limit = LIMITS.get(kind.name, NAME_LIMIT)
+    assert _named(api, kind, "n" * limit).accepted
+    refused = _named(api, kind, "n" * (limit + 1))
     assert refused.status == 422
-    assert f"metadata.name of kind {kind.name} may have at most 40 characters" in refused.message
+    assert f"metadata.name of kind {kind.name} may have at most {limit} characters" in refused.message
     assert "shorten it" in refused.message
 
 

@@ -17,10 +17,13 @@ from tests.waiting import eventually
 
 
 class TrainingPod:
-    """A running pod of the train stage, or of another one, with its config."""
+    """A running pod of the train stage, or of another one, with its config; of this run, or of any."""
 
-    def __init__(self, api: Api, namespace: str, operator: Operator, stage: Stage = "train") -> None:
+    def __init__(
+        self, api: Api, namespace: str, operator: Operator, stage: Stage = "train", run: str | None = None
+    ) -> None:
         self._api = api
+        self._run = run
         self._stage = stage
         self._namespace = namespace
         self._operator = operator
@@ -35,8 +38,12 @@ class TrainingPod:
 
     def _find(self) -> Object | None:
         pods = self._api.list("Pod", self._namespace)
-        training = [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/stage") == self._stage]
-        return next((pod for pod in training if pod["status"]["phase"] == "Running"), None)
+        for pod in pods:
+            labels = pod["metadata"]["labels"]
+            is_ours = self._run in {None, labels.get("finetune.dev/owner-name")}
+            if is_ours and labels.get("finetune.dev/stage") == self._stage and _is_running(pod):
+                return pod
+        return None
 
     def make_token(self, audience: str = REPORT_AUDIENCE, *, bound: bool = True) -> str:
         """A token like the one that the kubelet projects into the pod."""
@@ -72,3 +79,7 @@ class TrainingPod:
                 headers={"Authorization": f"Bearer {self.token if token is None else token}"},
                 extensions={"sni_hostname": httpx.URL(self.target.url).host},
             )
+
+
+def _is_running(pod: Object) -> bool:
+    return bool(pod["status"]["phase"] == "Running")

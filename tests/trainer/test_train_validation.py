@@ -51,6 +51,7 @@ def test_a_run_validates_at_its_interval_and_after_its_last_step(bench: Workbenc
     result = bench.train(config_for(bench, validate_every_steps=5), sheet)
 
     assert list(validated(sheet)) == [6, 11]
+    assert [progress.validation_step for progress in sheet.seen] == [None] * 5 + [5] * 5 + [10] * 2
     best = next(each for each in result.checkpoints if each.best)
     final = result.checkpoints[-1]
     assert result.validation_loss == final.validation_loss

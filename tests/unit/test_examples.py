@@ -17,6 +17,7 @@ from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL, Compute
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_sweep import FineTuneSweep
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Model, find_unimplemented
 from finetune_operator.api.pod_resources import CPU, quantity_value
@@ -44,11 +45,14 @@ ORDERS = EXAMPLES / "order-extraction"
 METHODS = EXAMPLES / "methods"
 PROFILES = EXAMPLES / "profiles"
 PRODUCTS = VOICE / "data" / "products.csv"
-KINDS: dict[str, type[ComputeProfile | Dataset | Evaluation | FineTuneJob | InferenceDeployment]] = {
+KINDS: dict[
+    str, type[ComputeProfile | Dataset | Evaluation | FineTuneJob | FineTuneSweep | InferenceDeployment]
+] = {
     "ComputeProfile": ComputeProfile,
     "Dataset": Dataset,
     "Evaluation": Evaluation,
     "FineTuneJob": FineTuneJob,
+    "FineTuneSweep": FineTuneSweep,
     "InferenceDeployment": InferenceDeployment,
 }
 

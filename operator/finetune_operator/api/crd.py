@@ -20,6 +20,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_sweep import FineTuneSweep
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import (
     GROUP,
@@ -126,6 +127,20 @@ KINDS: Final[tuple[Kind, ...]] = (
             Column("Checkpoints", ".status.display.checkpoints"),
             Column("Score", ".status.display.score"),
             Column("Dataset", ".status.resolved.datasetVersion", wide=True),
+            AGE,
+        ),
+    ),
+    Kind(
+        FineTuneSweep,
+        "finetunesweeps",
+        "ftsw",
+        (
+            Column("Phase", ".status.phase"),
+            Column("Trials", ".status.display.trials"),
+            Column("Best", ".status.best.values"),
+            Column("Loss", ".status.best.objective", "number"),
+            Column("Device-Hours", ".status.deviceHours", "number"),
+            Column("Run", ".status.run", wide=True),
             AGE,
         ),
     ),

@@ -162,7 +162,21 @@ class Promotion(Model):
     ] = "ByGates"
 
 
-class _FineTuneJobFields(Model):
+ChildrenTTLSeconds = Annotated[
+    int,
+    Field(
+        alias="childrenTTLSeconds",
+        ge=0,
+        le=31536000,
+        description="Seconds after the end of the run until its finished Jobs and their pods are"
+        " deleted, with their logs; 0 deletes them at once. The run and its records stay. Mutable.",
+    ),
+]
+
+
+class RunTemplateFields(Model):
+    """Fields of a run that a template of runs has too."""
+
     model_line: Annotated[
         ShortName,
         RequiredByRule(
@@ -216,6 +230,9 @@ class _FineTuneJobFields(Model):
             " promoted nor in use are deleted, with their content in the store."
         ),
     ] = "Retain"
+
+
+class _FineTuneJobFields(RunTemplateFields):
     suspend: Annotated[
         bool,
         Field(
@@ -231,16 +248,54 @@ class _FineTuneJobFields(Model):
             " effect on a finished run. Mutable."
         ),
     ] = False
-    children_ttl_seconds: Annotated[
-        int,
-        Field(
-            alias="childrenTTLSeconds",
-            ge=0,
-            le=31536000,
-            description="Seconds after the end of the run until its finished Jobs and their pods are"
-            " deleted, with their logs; 0 deletes them at once. The run and its records stay. Mutable.",
-        ),
-    ] = 86400
+    children_ttl_seconds: ChildrenTTLSeconds = 86400
+
+
+RUN_RULES: Final[tuple[CELRule, ...]] = (
+    CELRule(
+        "!has(self.compute.sharding) || self.compute.sharding != 'Sharded' || !has(self.method.lora)"
+        " || !has(self.method.lora.dora) || !self.method.lora.dora",
+        "the weights of DoRA are replicated in this release: remove compute.sharding or method.lora.dora",
+        "compute.sharding",
+    ),
+    CELRule(
+        "self.promotion.mode != 'Always' || !has(self.evaluation) || size(self.evaluation.gates) == 0",
+        "promotion.mode: Always contradicts evaluation.gates: remove the gates, or choose mode: ByGates",
+        "promotion.mode",
+    ),
+    CELRule(
+        f"{is_one_of('self.method.objective', PAIRED_OBJECTIVES)} || !has(self.evaluation)"
+        " || has(self.evaluation.dataset)"
+        f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
+        f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
+        f"{join_names(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
+        f" evaluation.metrics and evaluation.gates, choose method.objective"
+        f" {join_names(PAIRED_OBJECTIVES, 'or')}, or name a Dataset with pairs in evaluation.dataset",
+        "evaluation",
+    ),
+    CELRule(
+        "!has(self.evaluation) || !has(self.evaluation.sliceBy) || has(self.dataset.ref)"
+        " || has(self.evaluation.dataset)",
+        "evaluation.sliceBy needs a column that is kept with the rows: write a Dataset with keepColumns,"
+        " and name it in dataset.ref",
+        "evaluation.sliceBy",
+    ),
+)
+"""Rules of the fields of a run that its templates have too."""
+
+
+class RunTemplateSpec(RunTemplateFields):
+    """Spec of the runs to create, as in a FineTuneJob."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = RUN_RULES
+
+    children_ttl_seconds: ChildrenTTLSeconds = 86400
+
+
+class RunTemplate(Model):
+    """Template of the runs to create."""
+
+    spec: RunTemplateSpec
 
 
 class FineTuneJobSpec(_FineTuneJobFields):
@@ -254,34 +309,7 @@ class FineTuneJobSpec(_FineTuneJobFields):
             advice=ADVICE,
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
-        CELRule(
-            "!has(self.compute.sharding) || self.compute.sharding != 'Sharded' || !has(self.method.lora)"
-            " || !has(self.method.lora.dora) || !self.method.lora.dora",
-            "the weights of DoRA are replicated in this release: remove compute.sharding or method.lora.dora",
-            "compute.sharding",
-        ),
-        CELRule(
-            "self.promotion.mode != 'Always' || !has(self.evaluation) || size(self.evaluation.gates) == 0",
-            "promotion.mode: Always contradicts evaluation.gates: remove the gates, or choose mode: ByGates",
-            "promotion.mode",
-        ),
-        CELRule(
-            f"{is_one_of('self.method.objective', PAIRED_OBJECTIVES)} || !has(self.evaluation)"
-            " || has(self.evaluation.dataset)"
-            f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
-            f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
-            f"{join_names(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
-            f" evaluation.metrics and evaluation.gates, choose method.objective"
-            f" {join_names(PAIRED_OBJECTIVES, 'or')}, or name a Dataset with pairs in evaluation.dataset",
-            "evaluation",
-        ),
-        CELRule(
-            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || has(self.dataset.ref)"
-            " || has(self.evaluation.dataset)",
-            "evaluation.sliceBy needs a column that is kept with the rows: write a Dataset with keepColumns,"
-            " and name it in dataset.ref",
-            "evaluation.sliceBy",
-        ),
+        *RUN_RULES,
     )
 
 

@@ -265,6 +265,7 @@ class ProgressStatus(Model):
     validation_loss: Annotated[
         float | None, Field(description="Validation loss after the last finished epoch.")
     ] = None
+    validation_step: Annotated[int | None, Field(description="Optimizer step of validationLoss.")] = None
     device_memory_bytes: Annotated[
         int | None,
         Field(description="Peak memory of tensors on a GPU, in bytes; on a CPU, peak memory of the process."),

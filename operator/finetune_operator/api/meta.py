@@ -285,12 +285,12 @@ class Resource(Model):
         return self.metadata.uid
 
 
-def name_rules(kind: str) -> tuple[CELRule, ...]:
+def name_rules(kind: str, limit: int = NAME_LIMIT) -> tuple[CELRule, ...]:
     """Rules for names of user-made objects, which are part of the names of children and of references."""
     return (
         CELRule(
-            f"size(self.metadata.name) <= {NAME_LIMIT}",
-            f"metadata.name of kind {kind} may have at most {NAME_LIMIT} characters, so that its children's"
+            f"size(self.metadata.name) <= {limit}",
+            f"metadata.name of kind {kind} may have at most {limit} characters, so that its children's"
             " names stay valid: shorten it",
         ),
         CELRule(

@@ -27,6 +27,8 @@ RECORDED_AT: Final = f"{GROUP}/recorded-at"
 """Annotation of a Checkpoint: time of its first creation. A restore changes the creation timestamp."""
 NEVER_PROMOTED: Final = f"{GROUP}/never-promoted"
 """Annotation of a Checkpoint: "true" if its run has `promotion.mode: Never`. The record outlives the run."""
+KEY: Final = f"{GROUP}/key"
+"""Annotation of a FineTuneJob that the operator made: why. The name ends with a hash of it."""
 REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
 """Annotation of a Dataset: each new value requests a check of its source. On the Job: the value that it
 answers."""

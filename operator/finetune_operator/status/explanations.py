@@ -109,6 +109,7 @@ IN_PROGRESS: Final[Meanings] = {
         Reason.SCORING,
         Reason.PROMOTING,
     ): "the stage that runs; `Scoring` computes [custom metrics](judges.md#custom-metrics)",
+    (Reason.SEARCHING,): "of a FineTuneSweep: its trials train",
     (Reason.QUEUED,): (
         "the stage's Job exists, and its pod, or one of [several](failures.md#runs-in-several-pods), has not "
         "started; an endpoint waits for other endpoints of its profile (`limits.concurrentRollouts`)"
@@ -438,6 +439,10 @@ FAILURE: Final[Meanings] = {
     ),
     (Reason.CHECKPOINT_REPLACED,): (
         "of an Evaluation: a Checkpoint was deleted and created again with other weights"
+    ),
+    (Reason.TOO_MANY_FAILED_TRIALS, Reason.NO_FINISHED_TRIAL): (
+        "of a FineTuneSweep: more trials failed than it tolerates, or none has finished, so no run with the "
+        "best values is made"
     ),
     (Reason.STAGE_FAILED, Reason.RESULT_LOST, FailureReason.INTERNAL): (
         "a pod failed without a specific reason, or its result is lost: see its log"

@@ -449,6 +449,11 @@ STAGE_FAILS: Final = (
         "create a new Evaluation",
     ),
     Failure(
+        (Reason.TOO_MANY_FAILED_TRIALS, Reason.NO_FINISHED_TRIAL),
+        "a FineTuneSweep fails; its finished trials stay",
+        "correct what the message says about the last failed trial, and create a new FineTuneSweep",
+    ),
+    Failure(
         (Reason.CHAMPION_KEEPS_CHANGING,),
         "fails; the Checkpoint stays",
         "approve the Checkpoint, or create a new FineTuneJob when the model line is quiet",

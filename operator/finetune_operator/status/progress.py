@@ -46,6 +46,7 @@ def merge_report(progress: ProgressStatus | None, stage: Stage, report: Progress
         tokens_per_second=_round(report.tokens_per_second),
         eta_seconds=None if report.eta_seconds is None else max(0, round(report.eta_seconds)),
         validation_loss=_round(report.validation_loss),
+        validation_step=report.validation_step,
         device_memory_bytes=report.device_memory_bytes,
     )
 

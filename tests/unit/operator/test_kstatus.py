@@ -104,7 +104,7 @@ def test_every_kind_is_in_exactly_one_state(
     assert status["conditions"][-1]["reason"] == halt.reason
     assert status["observedGeneration"] == 3
     of_run, of_dataset = phases
-    expected = {"FineTuneJob": of_run, "Evaluation": of_run, "Dataset": of_dataset}
+    expected = {"FineTuneJob": of_run, "FineTuneSweep": of_run, "Evaluation": of_run, "Dataset": of_dataset}
     assert status.get("phase") == expected.get(kind)
     assert result.requeue_after == requeue_after
 

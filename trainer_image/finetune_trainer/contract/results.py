@@ -37,6 +37,8 @@ class Progress(Contract):
     eta_seconds: float | None = None
     validation_loss: float | None = None
     """Validation loss after the last epoch."""
+    validation_step: int | None = None
+    """Optimizer step of `validation_loss`."""
     device_memory_bytes: int | None = None
     """Peak GPU memory of tensors; on a CPU, peak memory of the process."""
 

@@ -225,6 +225,7 @@ class ReportProgress(Callback):
         progress = self._throughput.progress(step, epoch, run.learning_rate).model_copy(
             update={
                 "validation_loss": run.ledger.validation_loss,
+                "validation_step": run.ledger.evaluated_step or None,
                 "device_memory_bytes": peak_memory(run.device),
             }
         )
