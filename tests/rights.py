@@ -62,6 +62,12 @@ SHADOWED: Final = {OWN: frozenset({"create secrets"})}
 
 ROLE = re.compile(r'of (?:Cluster)?Role "([^"]+)"')
 
+EVERYONE: Final = {f"{RELEASE}-profiles": CLUSTER}
+"""The role of the operator with the rights of a role that every user has.
+
+Of several roles that allow a request, the API server names any one in its audit log.
+"""
+
 Object = dict[str, Any]
 
 
@@ -148,7 +154,8 @@ def usage(audit_log: Path, mark: int, user: str) -> RightsUsage:
         if annotations.get("authorization.k8s.io/decision") == "forbid":
             refused.add(f"{event['verb']} {resource} in {target.get('namespace', 'the cluster')}")
             continue
-        role = ROLE.search(annotations.get("authorization.k8s.io/reason", ""))
-        if role and role[1] in {NAMESPACES, CLUSTER, OWN}:
-            used.add(Right(role[1], target.get("apiGroup", ""), resource, event["verb"]))
+        if found := ROLE.search(annotations.get("authorization.k8s.io/reason", "")):
+            role = EVERYONE.get(found[1], found[1])
+            if role in {NAMESPACES, CLUSTER, OWN}:
+                used.add(Right(role, target.get("apiGroup", ""), resource, event["verb"]))
     return RightsUsage(frozenset(used), frozenset(refused))

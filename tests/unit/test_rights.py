@@ -37,11 +37,11 @@ def test_the_chart_grants_what_every_secondary_type_is_read_by() -> None:
 USER = "system:serviceaccount:here:operator"
 
 
-def line(verb: str, resource: str, *, refused: bool = False) -> str:
-    """A line of the audit log for one request that the chart's role in namespaces allowed."""
+def line(verb: str, resource: str, *, role: str = rights.NAMESPACES, refused: bool = False) -> str:
+    """A line of the audit log for one request that the role allowed: by default the chart's in namespaces."""
     annotations = {
         "authorization.k8s.io/decision": "forbid" if refused else "allow",
-        "authorization.k8s.io/reason": f'by ClusterRoleBinding "a" of ClusterRole "{rights.NAMESPACES}"',
+        "authorization.k8s.io/reason": f'by ClusterRoleBinding "a" of ClusterRole "{role}"',
     }
     about = {"resource": resource}
     event = {"user": {"username": USER}, "verb": verb, "objectRef": about, "annotations": annotations}
@@ -95,3 +95,12 @@ def test_a_lane_that_has_left_nothing_is_an_error_and_a_part_of_the_suite_shows_
         usage_of_all([last, first], whole, USER)
     assert usage_of_all([first], whole, USER) is None
     assert usage_of_all([lane(tmp_path, "some", *whole, partial=True)], whole, USER) is None
+
+
+@pytest.mark.parametrize("role", [rights.CLUSTER, f"{rights.RELEASE}-profiles"])
+def test_a_right_that_every_user_has_too_is_used_whichever_role_the_log_names(
+    tmp_path: Path, role: str
+) -> None:
+    log = tmp_path / "audit.log"
+    log.write_text(line("watch", "computeprofiles", role=role) + line("get", "pods", role="system:discovery"))
+    assert rights.usage(log, 0, USER).used == {rights.Right(rights.CLUSTER, "", "computeprofiles", "watch")}

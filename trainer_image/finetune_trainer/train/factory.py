@@ -22,7 +22,7 @@ from finetune_trainer.train.preference.kto import KTO
 from finetune_trainer.train.preference.orpo import ORPO
 from finetune_trainer.train.preference.preference_loss import PreferenceLoss
 from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
-from finetune_trainer.train.preference.reference import ComputedReferences, References
+from finetune_trainer.train.preference.reference import ComputedLikelihoods, ReferenceLikelihoods
 from finetune_trainer.train.trainer import CompletionTrainer, FullyShardedTrainer
 
 LOSSES: Final[Mapping[Objective, type[PreferenceLoss[Any]]]] = {
@@ -41,7 +41,7 @@ def make_trainer(
     device: torch.device,
     continues: bool,
     group: Group,
-    references: References | None = None,
+    references: ReferenceLikelihoods | None = None,
 ) -> CompletionTrainer | PreferenceTrainer:
     """Create the trainer of `method` for encoded rows.
 
@@ -88,5 +88,5 @@ def make_trainer(
         device=device,
         group=group,
         continues=continues,
-        references=references or ComputedReferences(),
+        references=references or ComputedLikelihoods(),
     )

@@ -44,7 +44,7 @@ from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.memory_ladder import MemoryLadder
 from finetune_trainer.train.model_setup import Trainable, trainable_model
 from finetune_trainer.train.parallel.shards import sharding_config
-from finetune_trainer.train.preference.reference import KeptReferences
+from finetune_trainer.train.preference.reference import KeptLikelihoods
 from finetune_trainer.train.states.ledger import Fingerprint, Retention, RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.resume_states import ResumeState, ResumeStates
@@ -212,7 +212,7 @@ class TrainingSession:
                 device=self.device,
                 continues=self.continues,
                 group=group,
-                references=KeptReferences.of(
+                references=KeptLikelihoods.of(
                     config, self.context, self.model, partial(self.watchdog.feed, self.attempt.step)
                 ),
             )

@@ -42,7 +42,7 @@ from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.model_setup import Trainable, adapter_config, add_adapter
-from finetune_trainer.train.preference.reference import References, Sequences
+from finetune_trainer.train.preference.reference import ReferenceLikelihoods, Sequences
 
 aten = torch.ops.aten
 
@@ -258,7 +258,7 @@ def measure_step(
     )
 
 
-class _ReferenceFlops(References):
+class _ReferenceFlops(ReferenceLikelihoods):
     """Counts the operations of the pass of the reference model over all rows."""
 
     def __init__(self, live: LiveBytes) -> None:

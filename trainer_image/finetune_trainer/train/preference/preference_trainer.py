@@ -34,7 +34,7 @@ from finetune_trainer.train.preference.preference_loss import (
     ScoredModel,
     Totals,
 )
-from finetune_trainer.train.preference.reference import References, reference_log_likelihoods
+from finetune_trainer.train.preference.reference import ReferenceLikelihoods, reference_log_likelihoods
 from finetune_trainer.train.states.resume_states import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.trainer import StepSums, StepTrainer, training_arguments
@@ -57,7 +57,7 @@ class PreferenceTrainer(StepTrainer):
         device: torch.device,
         group: Group,
         continues: bool,
-        references: References,
+        references: ReferenceLikelihoods,
     ) -> None:
         """Compute what the reference model says about the rows, unless `references` has it. Collective.
 

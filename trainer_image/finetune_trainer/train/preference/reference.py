@@ -46,7 +46,7 @@ Sequences = Iterable[tuple[EncodedRow, EncodedRow]]
 logger = logging.getLogger(__name__)
 
 
-class References(ABC):
+class ReferenceLikelihoods(ABC):
     """Looks up what the reference model says about rows."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class References(ABC):
         """Called after each batch of `compute`."""
 
 
-class ComputedReferences(References):
+class ComputedLikelihoods(ReferenceLikelihoods):
     """Keeps nothing: for one process without a store."""
 
     @override
@@ -71,7 +71,7 @@ class ComputedReferences(References):
 
 
 @dataclass(frozen=True)
-class KeptReferences(References):
+class KeptLikelihoods(ReferenceLikelihoods):
     """Keeps them in the folder of the dataset, named by the start of training and the sequences."""
 
     context: StageContext
@@ -84,7 +84,7 @@ class KeptReferences(References):
     @classmethod
     def of(
         cls, config: TrainConfig, context: StageContext, model: Trainable, feed: Callable[[], None]
-    ) -> "KeptReferences":
+    ) -> "KeptLikelihoods":
         """Those of a run that starts with `model`."""
         start = {
             "rule": RULE,
@@ -152,7 +152,7 @@ def reference_log_likelihoods(
     batches: Iterable[tuple[Sequence[int], Sequence[ComparedRow]]],
     *,
     continues: bool,
-    references: References,
+    references: ReferenceLikelihoods,
     count: int,
 ) -> Tensor:
     """Compute the log-likelihoods of the rows of this process, of shape (count, 2), in nats.
