@@ -4,8 +4,8 @@
 import pytest
 
 from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
-from finetune_operator.api.finetune_sweep import SWEEP_NAME_LIMIT
 from finetune_operator.api.meta import NAME_LIMIT
+from finetune_operator.api.run_template import RUN_MAKER_NAME_LIMIT
 from tests.integration.api import Api
 from tests.integration.rules import files
 from tests.integration.rules.requests import Verdict, try_create
@@ -13,7 +13,7 @@ from tests.mergepatch import merged
 
 USER_MADE = [kind for kind in KINDS if kind.name not in {"DatasetVersion", "Checkpoint"}]
 RECORDS = [kind for kind in KINDS if kind not in USER_MADE]
-LIMITS = {"FineTuneSweep": SWEEP_NAME_LIMIT}
+LIMITS = {"FineTuneSweep": RUN_MAKER_NAME_LIMIT}
 """Max length of the names of kinds whose names begin the names of runs."""
 
 

@@ -5,9 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.finetune_job import RunTemplate
 from finetune_operator.api.meta import (
-    NAME_LIMIT,
     CELRule,
     Conditions,
     Model,
@@ -21,15 +19,12 @@ from finetune_operator.api.meta import (
     is_one_of,
     name_rules,
 )
+from finetune_operator.api.run_template import RUN_MAKER_NAME_LIMIT, RunTemplate
 from finetune_operator.api.training import TYPES_WITHOUT_ADAPTER
 from finetune_trainer.contract.vocabulary import join_names
 
 MAX_TRIALS: Final = 64
 MAX_PARAMETERS: Final = 6
-KEY_DIGITS: Final = 8
-"""Hexadecimal digits of the key at the end of a run's name, after a hyphen."""
-SWEEP_NAME_LIMIT: Final = NAME_LIMIT - KEY_DIGITS - 1
-"""The names of runs begin with that of their sweep."""
 ADVICE: Final = "a sweep is a record: create a new FineTuneSweep with another name"
 
 LORA: Final = "method.lora."
@@ -332,7 +327,7 @@ class FineTuneSweepStatus(Status):
 class FineTuneSweep(Resource):
     """Train with different hyperparameters, stop bad trials early, and train again with the best values."""
 
-    rules: ClassVar[tuple[CELRule, ...]] = name_rules("FineTuneSweep", SWEEP_NAME_LIMIT)
+    rules: ClassVar[tuple[CELRule, ...]] = name_rules("FineTuneSweep", RUN_MAKER_NAME_LIMIT)
     done_phase: ClassVar[str | None] = "Succeeded"
     keeps_verdict: ClassVar[bool] = True
 

@@ -23,19 +23,14 @@ from finetune_operator.plan import Apply, Plan
 from finetune_operator.reconcile.finetunesweep.halving import continues, reached_rungs
 from finetune_operator.reconcile.finetunesweep.runs import (
     best_key,
-    cancel_run,
     check_values,
-    create_run,
     describe,
-    is_of,
     observe,
-    run_name,
     template,
     trial_key,
     trial_template,
     trial_values,
     value_texts,
-    why_ended,
     with_values,
 )
 from finetune_operator.reconcile.finetunesweep.search import grid_size
@@ -50,6 +45,14 @@ from finetune_operator.reconcile.passes import (
     finish_pass,
 )
 from finetune_operator.reconcile.records.dataset_versions import resolve_version
+from finetune_operator.reconcile.templates import (
+    cancel_run,
+    create_run,
+    find_run,
+    is_of,
+    run_name,
+    why_ended,
+)
 from finetune_operator.status.conditions import is_finished, is_true, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ADAPTER
@@ -93,14 +96,7 @@ class SweepPass:
 
     def find(self, name: str, key: str) -> FineTuneJob | Blocked | None:
         """The run of a key; None if it does not exist."""
-        run = self.snapshot.finetunejobs.get(name)
-        if run is None or is_of(run, key):
-            return run
-        return Blocked(
-            Reason.NAME_CONFLICT,
-            f"FineTuneJob {name} exists, and was not made by this sweep: delete it, or create a new"
-            " FineTuneSweep with another name",
-        )
+        return find_run(self.sweep, name, key, self.snapshot)
 
     def cancel(self, run: FineTuneJob) -> None:
         """Cancel a run, unless it has ended or is cancelled."""

@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of a sweep: their names, manifests and values, and what became of a trial.
-
-A run has no owner reference, so it stays when the sweep is deleted. Its labels name the sweep, and its name
-and annotation come from a key. Only a run with the annotation counts as one of the sweep.
-"""
+"""The runs of a sweep: their keys and values, and what became of a trial."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from finetune_operator.api.finetune_job import FineTuneJob, Promotion, RunTemplateSpec
-from finetune_operator.api.finetune_sweep import KEY_DIGITS, FineTuneSweep, Trial
-from finetune_operator.api.meta import API_VERSION
-from finetune_operator.manifests.labels import KEY, child_labels, short_hash
-from finetune_operator.plan import Apply, Create, Manifest
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_sweep import FineTuneSweep, Trial
+from finetune_operator.api.run_template import Promotion, RunTemplateSpec
 from finetune_operator.reconcile.finetunesweep.search import Value, grid_point, random_point
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.status.conditions import is_cancelled, is_finished, is_true, present_state
+from finetune_operator.status.conditions import is_cancelled, is_finished, is_true
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
 
@@ -32,11 +26,6 @@ def trial_key(sweep: FineTuneSweep, number: int) -> str:
 def best_key(sweep: FineTuneSweep) -> str:
     """The key of the run with the best values."""
     return f"{sweep.uid}/best"
-
-
-def run_name(sweep: FineTuneSweep, key: str) -> str:
-    """`<sweep>-<8 hex of the key>`."""
-    return f"{sweep.name}-{short_hash(key, length=KEY_DIGITS)}"
 
 
 def trial_values(sweep: FineTuneSweep, number: int) -> dict[str, Value]:
@@ -102,30 +91,6 @@ def trial_template(sweep: FineTuneSweep, dataset_version: str | None) -> dict[st
     return {name: value for name, value in spec.items() if name not in {"evaluation", "learningCurve"}}
 
 
-def create_run(sweep: FineTuneSweep, key: str, spec: Mapping[str, Any]) -> Create:
-    """The creation of a run."""
-    metadata = {
-        "name": run_name(sweep, key),
-        "namespace": sweep.namespace,
-        "labels": child_labels(sweep),
-        "annotations": {KEY: key},
-    }
-    manifest = {"apiVersion": API_VERSION, "kind": FineTuneJob.__name__, "metadata": metadata}
-    return Create({**manifest, "spec": dict(spec)})
-
-
-def cancel_run(run: FineTuneJob) -> Apply:
-    """The cancellation of a run, with a field manager of its own."""
-    metadata = {"name": run.name, "namespace": run.namespace, "uid": run.uid}
-    manifest: Manifest = {"apiVersion": API_VERSION, "kind": FineTuneJob.__name__, "metadata": metadata}
-    return Apply({**manifest, "spec": {"cancel": True}}, part="cancel")
-
-
-def is_of(run: FineTuneJob, key: str) -> bool:
-    """Whether a run with the name of a key was made for it."""
-    return run.metadata.annotations.get(KEY) == key
-
-
 def observe(trial: Trial, run: FineTuneJob, snapshot: Snapshot) -> Trial:
     """The trial after the present state of its run. The state of an ended trial does not change."""
     ended = is_finished(run)
@@ -154,9 +119,3 @@ def lowest_loss(run: FineTuneJob, snapshot: Snapshot) -> float | None:
     )
     last = run.status.training.validation_loss if run.status.training is not None else None
     return min(losses, default=last)
-
-
-def why_ended(run: FineTuneJob) -> tuple[str, str]:
-    """Reason and message of the end of a run."""
-    state = present_state(run.status.conditions)
-    return ("", "") if state is None else (state.reason, state.message)
