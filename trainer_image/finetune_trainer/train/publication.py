@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publication of a finished run: its checkpoints in the store, and its report in the run's folder.
 
-Checkpoints are the best, final and kept weights. The training report is written as JSON and as an HTML page.
+Checkpoints are the best, final and kept weights. The training report is written as JSON, as an HTML page, and
+with its losses as an event file of TensorBoard.
 """
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -21,6 +23,7 @@ from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.probe_record import PROBE_FILE
 from finetune_trainer.report.document import encode
+from finetune_trainer.report.event_file import EVENT_FILE, event_file
 from finetune_trainer.report.html_page import training_page
 from finetune_trainer.report.training import REPORT_NAME
 from finetune_trainer.rooted_open import copy_file, names_in
@@ -97,6 +100,7 @@ def add_learning_curve(folder: RunFolder, curve: LearningCurve) -> None:
 def write_training_report(folder: RunFolder, report: dict[str, Any]) -> str:
     """Write the report, and return the URI of the page. Raises StageFailure (STORE_UNAVAILABLE)."""
     folder.write(REPORT_NAME, encode(report))
+    folder.write(EVENT_FILE, event_file(report, time.time()))
     folder.write(PAGE_NAME, training_page(report).encode())
     return f"{folder.uri}/{PAGE_NAME}"
 
