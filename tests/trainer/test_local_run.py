@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 import pytest
@@ -27,7 +29,7 @@ CONTINUED = re.compile(r"resuming after step [1-9]|is already complete")
 ENDPOINT = re.compile(r"serving tickets at (\S+)")
 
 
-def objects() -> list[dict[str, object]]:
+def objects() -> list[dict[str, Any]]:
     base = {"baseModel": {"uri": "pvc://models/tiny"}}
     specs = {
         "Dataset": {
@@ -64,10 +66,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def program(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def program(
+    folder: Path, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[bytes]]:
     """`finetune run` in the folder; killed at the end of the block."""
     command = [sys.executable, "-m", "finetune_client", "run", "finetune.yaml", "--claim", "models=models"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
     with (
         (folder / "output").open("ab") as output,
         subprocess.Popen(
@@ -92,6 +96,19 @@ def finetune(folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def answer(endpoint: str) -> str:
+    """What an endpoint answers to a question."""
+    question = {
+        "model": "tickets",
+        "messages": [{"role": "user", "content": "Case 2: who?"}],
+        "max_tokens": 4,
+    }
+    with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+        response = client.post(f"{endpoint}/chat/completions", json=question)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
 
 
 def is_promoted(folder: Path) -> bool:
@@ -124,15 +141,7 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
     # The trainer of the killed program still runs; the next program lets it save, and continues.
     with program(folder) as second:
         found = eventually("it serves", lambda: ENDPOINT.search(output()), SECONDS, output, progress=progress)
-        question = {
-            "model": "tickets",
-            "messages": [{"role": "user", "content": "Case 2: who?"}],
-            "max_tokens": 4,
-        }
-        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
-            answer = client.post(f"{found[1]}/chat/completions", json=question)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["choices"][0]["message"]["content"]
+        assert answer(found[1])
         assert finetune(folder, "chat", "tickets", "Case 2: who?", "--max-tokens", "4").strip()
         second.send_signal(signal.SIGINT)
         assert second.wait(SECONDS) == 0
@@ -161,6 +170,29 @@ def test_a_killed_run_continues_is_served_and_never_trains_again(folder: Path) -
     assert "files" in finetune(folder, "download", "tickets", "copy")
     assert list((folder / "copy").rglob("adapter_model.safetensors"))
     assert list((folder / "copy").rglob("*.html"))
+
+
+def test_a_run_needs_nothing_that_only_linux_has(folder: Path) -> None:
+    def output() -> str:
+        return (folder / "output").read_text()
+
+    manifests = objects()
+    manifests[1]["spec"]["hyperparameters"] = {"maxSteps": 4, "learningRate": 0.02}
+    (folder / "finetune.yaml").write_text(yaml.safe_dump_all(manifests))
+    failing = {"PYTHONPATH": str(Path(__file__).with_name("without_linux"))}
+    with program(folder, variables=failing) as running:
+        found = eventually(
+            "it serves",
+            lambda: running.poll() is not None or ENDPOINT.search(output()),
+            SECONDS,
+            output,
+            progress=output,
+        )
+        assert isinstance(found, re.Match), output()
+        assert answer(found[1])
+        running.send_signal(signal.SIGINT)
+        assert running.wait(SECONDS) == 0
+    assert is_promoted(folder), output()
 
 
 def result(folder: Path) -> dict[str, object]:

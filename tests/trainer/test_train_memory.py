@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs whose batches do not fit into memory."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model import probe
-from finetune_trainer.model.device import is_out_of_memory, memory_use
+from finetune_trainer.model.device import is_out_of_memory, memory_use, peak_memory
 from finetune_trainer.model.probe import log_probabilities
 from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.tokens.encoding import RowEncoder
@@ -315,3 +316,11 @@ def test_all_memory_is_the_limit_of_the_pod(tmp_path: Path, limit: str | None, e
 
     assert used > 1 << 20
     assert total == expected if expected is not None else total > 1 << 30
+
+
+def test_the_peak_of_a_process_is_in_bytes_on_macos_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_linux = peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+
+    assert on_linux % 1024 == 0
+    assert peak_memory(torch.device("cpu")) == pytest.approx(on_linux / 1024, rel=0.1)

@@ -28,6 +28,9 @@ READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 TRAVERSE: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """Flags to traverse a folder, which does not need the right to list it."""
 
+OPENED: Final = Path("/proc/self/fd")
+"""The files that this process has opened, by descriptor. Only Linux has them."""
+
 LEADS_OUT: Final = "leads out of the volume or folder by a symbolic link or by ..; put the file itself there"
 NOT_A_FILE: Final = "is not a regular file but {}; save its content to a regular file and name that file"
 FILE_KINDS: Final = (
@@ -142,7 +145,7 @@ class OpenDirectory(AbstractContextManager["OpenDirectory"]):
     """A private folder with files of a user's folder, each opened once, for the duration of the block.
 
     For libraries that take a path and open it themselves: they open the file that was opened here, even if
-    its name changes.
+    its name changes. Without the folder /proc, as on macOS, they open the name again.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -156,7 +159,8 @@ class OpenDirectory(AbstractContextManager["OpenDirectory"]):
         for name in names:
             descriptor = open_file(self._folder / name, self._root)
             self._stack.callback(os.close, descriptor)
-            (self.path / name).symlink_to(f"/proc/self/fd/{descriptor}")
+            opened = OPENED / str(descriptor)
+            (self.path / name).symlink_to(opened if OPENED.is_dir() else (self._folder / name).resolve())
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -87,7 +87,7 @@ class StageProcesses:
         """Start a container."""
         for path in (launch.log, launch.lock):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if sys.platform == "linux" and self._server is None:
+        if hasattr(os, "pidfd_open") and self._server is None:  # The fork server watches stages by pidfds.
             self._server = ForkServer(launch.log.with_name("fork-server.log"))
         with launch.log.open("ab") as log, launch.lock.open("w", encoding="utf-8") as lock:
             # The children inherit the lock: it is free when the last of them has ended.

@@ -8,6 +8,7 @@ checks that it can use them before it does any work.
 import ctypes
 import gc
 import logging
+import platform
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,13 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of tensors on a GPU since the last failed attempt, of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    """Peak resident memory of this process in bytes. Linux counts it in KiB, macOS in bytes."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def return_freed_memory() -> None:
@@ -120,8 +127,7 @@ def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[i
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total - free, total
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return used, pod_memory_bytes(limit)
+    return _peak_of_process(), pod_memory_bytes(limit)
 
 
 class OutOfMemory(Exception):
