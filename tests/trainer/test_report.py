@@ -436,6 +436,8 @@ def test_bars_are_proportional_to_rows_and_few_rows_stay_visible() -> None:
     assert drawn.bars[0].title == "0 characters: 0 rows"
     assert [tick.text for tick in drawn.across] == ["0", "1", "8", "64"]
     assert [tick.text for tick in drawn.up] == ["0", "2.5k", "5k", "7.5k", "10k"]
+    assert drawn.bins_grow
+    assert not histogram([{"start": low, "end": low + 4, "rows": 1} for low in (0, 4)], "tokens").bins_grow
 
 
 @pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (3, 4), (462, 500), (501, 800), (9_999, 10_000)])

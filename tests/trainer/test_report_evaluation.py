@@ -25,6 +25,7 @@ from finetune_trainer.report.evaluation.content import (
     gate_note,
 )
 from finetune_trainer.report.evaluation.facts import (
+    VERDICTS,
     AnsweredRow,
     EvaluationFacts,
     JudgedRow,
@@ -340,7 +341,9 @@ def test_a_gate_shows_what_it_asks_and_the_bound_that_decides_it() -> None:
         "",
         "Live could not be read.",
     ]
-    assert "status.evaluation" in evaluation_page(report)
+    assert [gate["verdict"] for gate in report["gates"]] == ["Passed", "Undecided", "Passed", "Undecided"]
+    shown = re.findall(r'class="tag (\w+)">([^<]+)<', evaluation_page(report).split("<h2>Gates")[1])
+    assert shown[:4] == [(gate["verdict"], VERDICTS[gate["verdict"]]) for gate in report["gates"]]
 
 
 def test_findings_and_models_that_were_not_measured_are_shown() -> None:

@@ -29,6 +29,7 @@ from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import CheckFinding as MeasuredFinding
 from finetune_trainer.contract.evaluation import GateEvidence, UnmeasuredSubject
+from finetune_trainer.contract.gates import GateLimit
 from finetune_trainer.contract.metrics import METRIC_PATTERN, find_metric
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import join_names
@@ -115,8 +116,6 @@ def few_rows_warning(gates: tuple[Gate, ...], scores: tuple[Score, ...]) -> str 
     )
 
 
-TOLERANCE: Final = 1e-9
-"""Tolerance for rounding of binary fractions, so that a gain of 0.7 - 0.4 reaches a minimum of 0.3."""
 MAX_GATE_MESSAGE_CHARACTERS: Final = 400
 WORST_FIRST: Final[tuple[GateVerdict, ...]] = ("Failed", "Undecided", "NotApplicable", "Passed")
 
@@ -153,6 +152,12 @@ class _Figure(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def limit_text(limit: GateLimit, *, is_met: bool) -> str:
+    """A limit as a comparison that is true of the value: `≥ 0.8`, or `< 0.8` if it is not met."""
+    signs = ("≥", "<", ">", "≤") if limit.is_minimum else ("≤", ">", "<", "≥")
+    return f"{signs[2 * limit.is_strict + (not is_met)]} {limit.limit:.4g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +204,9 @@ class _GateDecision:
         if self.evidence is not None:
             figure = figure._replace(low=self.evidence.low, high=self.evidence.high)
         if gate.min is not None:
-            yield self._at_least(figure, gate.min)
+            yield self._decide(figure, GateLimit(gate.min, is_minimum=True))
         if gate.max is not None:
-            yield self._at_most(figure, gate.max)
+            yield self._decide(figure, GateLimit(gate.max, is_minimum=False))
         if gate.min_gain is not None and gate.over is not None:
             yield self._gain(value, gate.min_gain, gate.over)
 
@@ -225,44 +230,23 @@ class _GateDecision:
         figure = _Figure(text, gain)
         if self.evidence is not None:
             figure = figure._replace(low=self.evidence.gain_low, high=self.evidence.gain_high)
-        # A minGain of 0 must not promote a model that learned nothing; a negative one allows equal scores.
-        return self._at_least(figure, limit, strict=limit == 0)
+        return self._decide(figure, GateLimit.of_gain(limit))
 
-    def _at_least(self, figure: _Figure, limit: float, *, strict: bool = False) -> _Part:
-        def reaches(value: float) -> bool:
-            return value > limit + TOLERANCE if strict else value >= limit - TOLERANCE
-
-        over, under = (">", "≤") if strict else ("≥", "<")
-        if self.gate.confidence is None:
-            passed = reaches(figure.value)
-            sign = over if passed else under
-            return _Part("Passed" if passed else "Failed", f"{figure.text} {sign} {limit:.4g}")
-        if figure.low is None and figure.high is None:
+    def _decide(self, figure: _Figure, limit: GateLimit) -> _Part:
+        """The decision on one limit."""
+        confidence = self.gate.confidence
+        if confidence is not None and figure.low is None and figure.high is None:
             return self._without_bounds(figure)
-        if figure.low is not None and reaches(figure.low):
-            return self._decided("Passed", figure, f"at least {figure.low:.4g}", f"{over} {limit:.4g}")
-        if figure.high is not None and not reaches(figure.high):
-            return self._decided("Failed", figure, f"at most {figure.high:.4g}", f"{under} {limit:.4g}")
-        return self._undecided(figure, f"{over} {limit:.4g}")
-
-    def _at_most(self, figure: _Figure, limit: float) -> _Part:
-        def reaches(value: float) -> bool:
-            return value <= limit + TOLERANCE
-
-        if self.gate.confidence is None:
-            passed = reaches(figure.value)
-            sign = "≤" if passed else ">"
-            return _Part("Passed" if passed else "Failed", f"{figure.text} {sign} {limit:.4g}")
-        if figure.low is None and figure.high is None:
-            return self._without_bounds(figure)
-        if figure.high is not None and reaches(figure.high):
-            return self._decided("Passed", figure, f"at most {figure.high:.4g}", f"≤ {limit:.4g}")
-        if figure.low is not None and not reaches(figure.low):
-            return self._decided("Failed", figure, f"at least {figure.low:.4g}", f"> {limit:.4g}")
-        return self._undecided(figure, f"≤ {limit:.4g}")
-
-    def _decided(self, verdict: GateVerdict, figure: _Figure, bound: str, limit: str) -> _Part:
-        return _Part(verdict, f"{figure.text}, {bound} at confidence {self.gate.confidence:.4g} ({limit})")
+        verdict = limit.verdict(figure.value, figure.low, figure.high, confidence)
+        if verdict == "Undecided":
+            return self._undecided(figure, limit_text(limit, is_met=True))
+        passed = verdict == "Passed"
+        asked = limit_text(limit, is_met=passed)
+        if confidence is None:
+            return _Part(verdict, f"{figure.text} {asked}")
+        # The lower bound lets a minimum pass, the upper bound lets it fail.
+        bound = f"at least {figure.low:.4g}" if passed == limit.is_minimum else f"at most {figure.high:.4g}"
+        return _Part(verdict, f"{figure.text}, {bound} at confidence {confidence:.4g} ({asked})")
 
     def _undecided(self, figure: _Figure, limit: str) -> _Part:
         low = "an unknown value" if figure.low is None else f"{figure.low:.4g}"

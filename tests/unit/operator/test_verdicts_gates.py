@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates: by measured values, by the bounds at a confidence, and against a line without a champion."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from finetune_operator.reconcile.verdicts import (
     select_scores,
 )
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
+from finetune_trainer.report.evaluation.content import gate_verdict
+from finetune_trainer.report.evaluation.facts import ShownGate
 
 SCORES = (
     Score(metric="exact_match", subject="Tuned", value=0.95, rows=24),
@@ -334,3 +337,40 @@ def test_the_evidence_decides_as_the_scores_that_a_short_message_leaves_out(
 
     (whole,), expected = decide_gates((Gate(**gate),), MEASURED)
     assert (verdict, short.message, short.value) == (expected, whole.message, whole.value)
+
+
+LIMITS: list[dict[str, Any]] = [
+    {"min": 0.5},
+    {"max": 0.5},
+    {"min": 0.3, "max": 0.6},
+    {"min_gain": 0.0, "over": "Base"},
+    {"min_gain": -0.1, "over": "Base"},
+    {"min": 0.5, "min_gain": 0.2, "over": "Base"},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_the_page_of_an_evaluation_has_the_verdicts_of_the_operator(
+    limits: dict[str, Any], confidence: float | None
+) -> None:
+    seen = set()
+    for value, base, spread in product((0.1, 0.3, 0.5, 0.7), (0.3, 0.5), (None, 0.0, 0.15, 0.4)):
+        bounds: dict[str, Any] = {}
+        if spread is not None and confidence is not None:
+            for name, figure in (("", value), ("gain_", value - base)):
+                bounds |= {f"{name}low": figure - spread, f"{name}high": figure + spread}
+        evidence = GateEvidence(gate=0, rows=24, value=value, gain=value - base, **bounds)
+        scores = tuple(
+            Score(metric="exact_match", subject=who, value=score, rows=24)
+            for who, score in (("Tuned", value), ("Base", base))
+        )
+        gate = Gate(metric="exact_match", confidence=confidence, **limits)
+
+        results, _ = decide_gates((gate,), Measurements(scores, {0: evidence}))
+        measured = {"value": value, "gain": value - base, **bounds}
+        shown = gate_verdict(ShownGate(metric="exact_match", confidence=confidence, **limits, **measured))
+
+        assert shown == results[0].verdict, (value, base, spread)
+        seen.add(shown)
+    assert seen == {"Passed", "Failed"} | ({"Undecided"} if confidence else set())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from finetune_trainer.contract.configs import EvaluateConfig
-from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
+from finetune_trainer.contract.evaluation import CheckFinding, GateBound, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.metrics import METRICS, Metric, find_metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
@@ -42,6 +42,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownPrompt,
     ShownScore,
     ShownTask,
+    ShownVerdict,
     SubjectAnswer,
 )
 from finetune_trainer.report.html_page import evaluation_page
@@ -152,7 +153,20 @@ class MeasuredEvaluation:
         for number, gate in enumerate(self.config.gates):
             found = evidence.get(number)
             known = {} if found is None else found.model_dump(exclude={"gate", "rows", "value"})
-            yield ShownGate(**gate.model_dump(), **known, value=values.get(gate.metric))
+            yield ShownGate(
+                **gate.model_dump(),
+                **known,
+                value=values.get(gate.metric),
+                without_value=self._without_value(gate),
+            )
+
+    def _without_value(self, gate: GateBound) -> ShownVerdict:
+        """The verdict of a gate whose value or gain is missing."""
+        against = {judge.metric: judge.against for judge in self.config.judges}
+        if gate.metric in {metric.metric for metric in self.config.custom_metrics}:
+            return "Later"
+        is_over_live = "Live" in {gate.over, against.get(gate.metric)}
+        return "NotApplicable" if is_over_live and self.config.live is None else "Undecided"
 
     def _slices(self, column: str, metric: Metric) -> Iterator[ScoreSlice]:
         """The rows by the value of a kept column, the most frequent value first."""

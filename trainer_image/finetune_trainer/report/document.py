@@ -66,6 +66,8 @@ class Histogram:
     up: tuple[Tick, ...]
     mark: float | None
     """Position of the max length that is not truncated. None: beyond the bars, or no limit."""
+    bins_grow: bool
+    """Whether bars of equal width stand for bins of different widths, which the axis must say."""
 
 
 def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = None) -> Histogram:
@@ -100,6 +102,7 @@ def histogram(buckets: Sequence[dict[str, Any]], unit: str, limit: int | None = 
             Tick(round(BOTTOM - (BOTTOM - TOP) * value / top, 1), compact(value)) for value in _steps(top)
         ),
         mark=None if limit is None else _mark_position(edges, limit, step),
+        bins_grow=len({end - start for start, end in pairwise(edges)}) > 1,
     )
 
 

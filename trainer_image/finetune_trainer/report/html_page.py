@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.report.document import LEFT, Document, histogram
 from finetune_trainer.report.evaluation.content import evaluation_verdict, figure, gate_lines, gate_note
-from finetune_trainer.report.evaluation.facts import OUTCOMES
+from finetune_trainer.report.evaluation.facts import OUTCOMES, VERDICTS
 from finetune_trainer.report.training import (
     curve_chart,
     curve_note,
@@ -140,6 +140,7 @@ def _template(name: str) -> "Template":
         "left": LEFT,
         "dataset_codes": DATASET_CODES,
         "outcomes": OUTCOMES,
+        "verdicts": VERDICTS,
         "open_rows": OPEN_ROWS,
     }
     return environment.get_template(name)

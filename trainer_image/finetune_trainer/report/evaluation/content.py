@@ -5,7 +5,7 @@ docs/report.md describes the JSON. Its size is limited, whatever the models answ
 a classification counts which label was answered for which.
 
 The sentence at the top of the page answers: is the tuned model better, than what, and how sure is that. Gates
-in words have what each asks for, and what the rows say. The operator decides, by the same figures.
+in words have what each asks for, and what the rows say. The operator decides in the same way.
 """
 
 from collections import Counter
@@ -13,19 +13,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from finetune_trainer.contract.gates import GateLimit
 from finetune_trainer.contract.vocabulary import join_names
 from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
 from finetune_trainer.report.evaluation.facts import (
     OUTCOMES,
     TUNED,
+    VERDICTS,
     AnsweredRow,
     EvaluationFacts,
     MetricProperties,
     RowJudgement,
+    ShownGate,
     ShownPrompt,
     ShownScore,
     ShownTask,
+    ShownVerdict,
     SubjectAnswer,
     judge_document,
 )
@@ -91,7 +95,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
         "scores": [asdict(score) for score in facts.scores],
         "gains": [asdict(gain) for gain in facts.gains],
         "tasks": [_task(task) for task in facts.tasks],
-        "gates": [{camel(name): value for name, value in asdict(gate).items()} for gate in facts.gates],
+        "gates": [_gate(gate) for gate in facts.gates],
         "findings": [asdict(finding) for finding in facts.findings],
         "unmeasured": [
             {"subject": subject, "message": message} for subject, message in facts.unmeasured.items()
@@ -148,6 +152,28 @@ def _metric(metric: MetricProperties) -> Document:
         "lowerIsBetter": metric.lower_is_better,
         "isFraction": metric.is_fraction,
     }
+
+
+def _gate(gate: ShownGate) -> Document:
+    fields = {camel(name): value for name, value in asdict(gate).items() if name != "without_value"}
+    return fields | {"verdict": gate_verdict(gate)}
+
+
+def gate_verdict(gate: ShownGate) -> ShownVerdict:
+    """The verdict of a gate: the worst of its limits."""
+    value, gain = (gate.value, gate.low, gate.high), (gate.gain, gate.gain_low, gate.gain_high)
+    limits = []
+    if gate.min is not None:
+        limits.append((GateLimit(gate.min, is_minimum=True), *value))
+    if gate.max is not None:
+        limits.append((GateLimit(gate.max, is_minimum=False), *value))
+    if gate.min_gain is not None:
+        limits.append((GateLimit.of_gain(gate.min_gain), *gain))
+    verdicts: list[ShownVerdict] = [
+        gate.without_value if measured is None else limit.verdict(measured, low, high, gate.confidence)
+        for limit, measured, low, high in limits
+    ]
+    return min(verdicts, key=tuple(VERDICTS).index)
 
 
 def _task(task: ShownTask) -> Document:

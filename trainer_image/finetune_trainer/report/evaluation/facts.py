@@ -219,9 +219,22 @@ class ShownGain:
     high: float | None = None
 
 
+ShownVerdict = Literal["Failed", "Undecided", "Later", "NotApplicable", "Passed"]
+"""The verdict of a gate, the worst first."""
+VERDICTS: Final[Mapping[ShownVerdict, str]] = {
+    "Failed": "✗ failed",
+    "Undecided": "undecided",
+    # A stage after the evaluation measures its metric.
+    "Later": "measured later",
+    # It compares with the champion of a model line that has none.
+    "NotApplicable": "does not apply: there is no champion",
+    "Passed": "✓ passed",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownGate:
-    """What a gate asks for, and what the rows say about it. The operator decides."""
+    """What a gate asks for, and what the rows say about it."""
 
     metric: str
     min: float | None = None
@@ -241,6 +254,8 @@ class ShownGate:
     """Estimated number of additional rows that would decide the gate."""
     undecided: str = ""
     """Why there is no bound, as a sentence."""
+    without_value: ShownVerdict = "Undecided"
+    """The verdict if a value or gain is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
