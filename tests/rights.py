@@ -38,11 +38,13 @@ RARELY_USED: Final = frozenset(
         "get computeprofiles",
         "get deployments",
         "get evaluations",
+        "get finetuneschedules",
         "get finetunesweeps",
         "get pods",
         "get services",
-        # For sweeps.
+        # For schedules and sweeps.
         "create finetunejobs",
+        "patch finetuneschedules/status",
         "patch finetunesweeps/status",
         # For a Job that has had no pod for 10 seconds.
         "list events",

@@ -23,6 +23,7 @@ PLURALS = {
     "DatasetVersion": "datasetversions",
     "Checkpoint": "checkpoints",
     "Evaluation": "evaluations",
+    "FineTuneSchedule": "finetuneschedules",
     "FineTuneSweep": "finetunesweeps",
     "InferenceDeployment": "inferencedeployments",
     "ComputeProfile": "computeprofiles",

@@ -99,6 +99,12 @@ def finetunesweep(namespace: str, run: Object, name: str = "rates", **spec: Any)
     return of("FineTuneSweep", namespace, name, fields | spec)
 
 
+def finetuneschedule(namespace: str, run: Object, name: str = "nightly", **spec: Any) -> Object:
+    """A schedule of each night with this spec of a run."""
+    triggers = {"cron": {"schedule": "0 3 * * *", "timeZone": "Europe/Berlin"}}
+    return of("FineTuneSchedule", namespace, name, {"triggers": triggers, "template": {"spec": run}} | spec)
+
+
 def inferencedeployment(namespace: str, name: str = "support") -> Object:
     return of(
         "InferenceDeployment",

@@ -7,7 +7,7 @@ from typing import Final
 
 import httpx
 
-from finetune_operator.manifests.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER, RUN_REQUESTED
 from finetune_trainer.contract.environment import REPORT_AUDIENCE, REPORT_PATH
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
@@ -79,6 +79,15 @@ def a_sweep(api: Api, namespace: str) -> None:
     api.create(manifests.dataset(namespace))
     run = manifests.finetunejob(namespace, compute={"profile": PROFILE})
     api.create(manifests.finetunesweep(namespace, run["spec"]))
+
+
+def a_schedule(api: Api, namespace: str) -> None:
+    """A Dataset, and a schedule on it that makes a run."""
+    api.create(manifests.dataset(namespace))
+    run = manifests.finetunejob(namespace, compute={"profile": PROFILE})
+    schedule = manifests.finetuneschedule(namespace, run["spec"], triggers={})
+    schedule["metadata"]["annotations"] = {RUN_REQUESTED: "once"}
+    api.create(schedule)
 
 
 def an_evaluation(api: Api, namespace: str) -> None:
@@ -295,7 +304,15 @@ def repriced(api: Api, _namespace: str, operator: Operator) -> None:
 OWNER: Final = "an ownerReference refers to a resource you can't set finalizers on"
 
 RECORDS: Final = ("checkpoints", "datasetversions")
-KINDS: Final = (*RECORDS, "datasets", "evaluations", "finetunejobs", "finetunesweeps", "inferencedeployments")
+KINDS: Final = (
+    *RECORDS,
+    "datasets",
+    "evaluations",
+    "finetunejobs",
+    "finetuneschedules",
+    "finetunesweeps",
+    "inferencedeployments",
+)
 CHILDREN: Final = ("jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets")
 WATCHED: Final = (*KINDS, *CHILDREN)
 
@@ -303,6 +320,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get finetunejobs": Case("FineTuneJob", a_run),
     "get datasets": Case("Dataset", a_run),
     "get evaluations": Case("Evaluation", an_evaluation),
+    "get finetuneschedules": Case("FineTuneSchedule", a_schedule),
     "get finetunesweeps": Case("FineTuneSweep", a_sweep),
     "get inferencedeployments": Case("InferenceDeployment", an_endpoint),
     "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), repeat=True),
@@ -310,6 +328,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "patch finetunejobs/status": Case(LOG, a_run),
     "patch datasets/status": Case(LOG, a_run),
     "patch evaluations/status": Case(LOG, an_evaluation),
+    "patch finetuneschedules/status": Case(LOG, a_schedule),
     "patch finetunesweeps/status": Case(LOG, a_sweep),
     "patch inferencedeployments/status": Case(LOG, an_endpoint),
     "patch datasetversions/status": Case(LOG, a_run),

@@ -18,6 +18,7 @@ HEADERS = {
     "Checkpoint": ["NAME", "MODEL-LINE", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
     "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],
     "FineTuneSweep": ["NAME", "PHASE", "TRIALS", "BEST", "LOSS", "DEVICE-HOURS", "AGE"],
+    "FineTuneSchedule": ["NAME", "TRIGGERS", "LAST", "NEXT", "ACTIVE", "AGE"],
     "InferenceDeployment": ["NAME", "MODELS", "REVISION", "WEIGHT", "VERDICT", "READY", "URL", "AGE"],
     "ComputeProfile": ["NAME", "DEVICE", "MAX", "ENGINE", "AGE"],
 }
@@ -92,8 +93,9 @@ def _minimal_in(kind: Kind, namespace: str) -> Object:
 def test_a_template_of_runs_has_the_fields_and_the_rules_of_a_run() -> None:
     """So the tests of FineTuneJobs hold for it too."""
     run = spec_schema(KINDS_BY_NAME["FineTuneJob"])
-    template = spec_schema(KINDS_BY_NAME["FineTuneSweep"])["properties"]["template"]["properties"]["spec"]
     left_out = {"suspend", "cancel"}
-    assert template["properties"] == {k: v for k, v in run["properties"].items() if k not in left_out}
     rules = [each for each in run["x-kubernetes-validations"] if "oldSelf" not in each["rule"]]
-    assert template["x-kubernetes-validations"] == rules
+    for kind in ("FineTuneSweep", "FineTuneSchedule"):
+        template = spec_schema(KINDS_BY_NAME[kind])["properties"]["template"]["properties"]["spec"]
+        assert template["properties"] == {k: v for k, v in run["properties"].items() if k not in left_out}
+        assert template["x-kubernetes-validations"] == rules

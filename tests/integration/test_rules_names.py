@@ -13,7 +13,7 @@ from tests.mergepatch import merged
 
 USER_MADE = [kind for kind in KINDS if kind.name not in {"DatasetVersion", "Checkpoint"}]
 RECORDS = [kind for kind in KINDS if kind not in USER_MADE]
-LIMITS = {"FineTuneSweep": RUN_MAKER_NAME_LIMIT}
+LIMITS = dict.fromkeys(("FineTuneSchedule", "FineTuneSweep"), RUN_MAKER_NAME_LIMIT)
 """Max length of the names of kinds whose names begin the names of runs."""
 
 

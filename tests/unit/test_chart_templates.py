@@ -147,8 +147,8 @@ def test_the_rights_on_a_kind_follow_from_its_row(manifests: list[Manifest]) -> 
     rows = KIND_ROWS.values()
     namespaced = {row.type.plural for row in rows if row.type.namespaced}
     records = {row.type.plural for row in rows if row.is_record}
-    # Runs of sweeps have no owner.
-    owners = namespaced - records - {"finetunesweeps"}
+    # Runs of schedules and sweeps have no owner.
+    owners = namespaced - records - {"finetuneschedules", "finetunesweeps"}
     assert granted(manifests, "patch", *operator, suffix="/status") == {row.type.plural for row in rows}
     assert granted(manifests, "create", *operator) == records | {"finetunejobs"}
     assert granted(manifests, "update", *operator, suffix="/finalizers") == owners

@@ -17,6 +17,7 @@ from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL, Compute
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_schedule import FineTuneSchedule
 from finetune_operator.api.finetune_sweep import FineTuneSweep
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Model, find_unimplemented
@@ -46,12 +47,22 @@ METHODS = EXAMPLES / "methods"
 PROFILES = EXAMPLES / "profiles"
 PRODUCTS = VOICE / "data" / "products.csv"
 KINDS: dict[
-    str, type[ComputeProfile | Dataset | Evaluation | FineTuneJob | FineTuneSweep | InferenceDeployment]
+    str,
+    type[
+        ComputeProfile
+        | Dataset
+        | Evaluation
+        | FineTuneJob
+        | FineTuneSchedule
+        | FineTuneSweep
+        | InferenceDeployment
+    ],
 ] = {
     "ComputeProfile": ComputeProfile,
     "Dataset": Dataset,
     "Evaluation": Evaluation,
     "FineTuneJob": FineTuneJob,
+    "FineTuneSchedule": FineTuneSchedule,
     "FineTuneSweep": FineTuneSweep,
     "InferenceDeployment": InferenceDeployment,
 }

@@ -34,6 +34,7 @@ NAVIGATION: Final = {
         "scores",
         "judges",
         "results",
+        "schedules",
         "sweeps",
         "promotion",
         "endpoints",

@@ -20,6 +20,7 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_schedule import FineTuneSchedule
 from finetune_operator.api.finetune_sweep import FineTuneSweep
 from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import (
@@ -141,6 +142,19 @@ KINDS: Final[tuple[Kind, ...]] = (
             Column("Loss", ".status.best.objective", "number"),
             Column("Device-Hours", ".status.deviceHours", "number"),
             Column("Run", ".status.run", wide=True),
+            AGE,
+        ),
+    ),
+    Kind(
+        FineTuneSchedule,
+        "finetuneschedules",
+        "fts",
+        (
+            Column("Triggers", ".status.display.triggers"),
+            Column("Last", ".status.display.last"),
+            Column("Next", ".status.display.next"),
+            Column("Active", ".status.display.active"),
+            Column("Suspended", ".spec.suspend", "boolean", wide=True),
             AGE,
         ),
     ),

@@ -356,6 +356,7 @@ IDENTITIES: Final = (
     ("pod",),
     ("cause",),
     ("checkpoint", "reason"),
+    ("trigger", "key"),
     ("reason",),
 )
 """Required fields that identify an item of a list, in the order in which they are tried."""

@@ -29,6 +29,8 @@ NEVER_PROMOTED: Final = f"{GROUP}/never-promoted"
 """Annotation of a Checkpoint: "true" if its run has `promotion.mode: Never`. The record outlives the run."""
 KEY: Final = f"{GROUP}/key"
 """Annotation of a FineTuneJob that the operator made: why. The name ends with a hash of it."""
+RUN_REQUESTED: Final = f"{GROUP}/run-requested"
+"""Annotation of a FineTuneSchedule: each new value requests a run."""
 REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
 """Annotation of a Dataset: each new value requests a check of its source. On the Job: the value that it
 answers."""

@@ -9,6 +9,7 @@ from finetune_operator.reconcile.dataset import kind as dataset
 from finetune_operator.reconcile.datasetversion import kind as datasetversion
 from finetune_operator.reconcile.evaluation import kind as evaluation
 from finetune_operator.reconcile.finetunejob import kind as finetunejob
+from finetune_operator.reconcile.finetuneschedule import kind as finetuneschedule
 from finetune_operator.reconcile.finetunesweep import kind as finetunesweep
 from finetune_operator.reconcile.inferencedeployment import kind as inferencedeployment
 from finetune_operator.reconcile.kind_table import KindRow
@@ -22,6 +23,7 @@ KIND_ROWS: Final[dict[str, KindRow[Any]]] = {
         checkpoint.KIND,
         evaluation.KIND,
         finetunesweep.KIND,
+        finetuneschedule.KIND,
         inferencedeployment.KIND,
         computeprofile.KIND,
     )

@@ -299,6 +299,7 @@ WAITING: Final[Meanings] = {
 """Reasons of `Reconciling` that wait for a user: what is missing."""
 
 SUCCESS: Final[Meanings] = {
+    (Reason.SCHEDULED,): "of a FineTuneSchedule: its last run, or what it waits for, is in the message",
     (Reason.SUCCEEDED,): "a stage, a Dataset or a profile is in its desired state",
     (Reason.PROMOTED,): "the run's Checkpoint is the champion",
     (Reason.NOT_PROMOTED,): (
@@ -440,6 +441,7 @@ FAILURE: Final[Meanings] = {
     (Reason.CHECKPOINT_REPLACED,): (
         "of an Evaluation: a Checkpoint was deleted and created again with other weights"
     ),
+    (Reason.RUNS_FAIL,): "of a FineTuneSchedule: three runs failed in a row, and no other one starts",
     (Reason.TOO_MANY_FAILED_TRIALS, Reason.NO_FINISHED_TRIAL): (
         "of a FineTuneSweep: more trials failed than it tolerates, or none has finished, so no run with the "
         "best values is made"

@@ -449,6 +449,13 @@ STAGE_FAILS: Final = (
         "create a new Evaluation",
     ),
     Failure(
+        (Reason.RUNS_FAIL,),
+        "a FineTuneSchedule starts no run after three failures in a row; runs that did not pass their gates "
+        "do not count",
+        "correct what the message says about the last run, then edit the template, or suspend the schedule "
+        "and resume it",
+    ),
+    Failure(
         (Reason.TOO_MANY_FAILED_TRIALS, Reason.NO_FINISHED_TRIAL),
         "a FineTuneSweep fails; its finished trials stay",
         "correct what the message says about the last failed trial, and create a new FineTuneSweep",
