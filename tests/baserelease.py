@@ -5,6 +5,7 @@ While the file names no commit, the present tree has both roles.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from tools.bootstrap.uv import Uv, cache_directory
-from tools.images.base import base_image
+from tools.images.base import base_image, ensure
 from tools.images.buildah import Buildah
 from tools.images.node_images import Node
 from tools.images.tags import OPERATOR_FILES, content_key
@@ -28,6 +29,7 @@ PARTS: Final = ("operator", "trainer_image", "constraints", "charts", "crds")
 OPERATOR_PINS: Final = "constraints/operator.txt"
 PROCESS_PINS: Final = (OPERATOR_PINS, "constraints/trainer.txt")
 """Packages of the processes that tests start from the tree."""
+PIN: Final = re.compile(r"\S+==")
 DOCKERFILE: Final = """\
 ARG BASE_IMAGE
 FROM ${BASE_IMAGE}
@@ -46,6 +48,11 @@ def named_commit(text: str) -> str:
     """The commit, or `PRESENT`: the only line that is not a comment."""
     (line,) = (each for each in map(str.strip, text.splitlines()) if each and not each.startswith("#"))
     return line
+
+
+def pins(constraints: str) -> set[str]:
+    """Each `name==version`, with its marker, of a file of constraints."""
+    return {line.rstrip("\\ ") for line in constraints.splitlines() if PIN.match(line)}
 
 
 class BaseRelease:
@@ -79,8 +86,8 @@ class BaseRelease:
 
     @cached_property
     def python(self) -> Path:
-        """Interpreter with the packages that the tree pins: that of the tests, unless its pins differ."""
-        if all(map(self._has_present_pins, PROCESS_PINS)):
+        """Interpreter with the packages that the tree pins: that of the tests, unless it lacks one of them."""
+        if all(map(self.has_present_pins, PROCESS_PINS)):
             return Path(sys.executable)
         home = cache_directory() / "base-release" / self.commit
         done = home / "installed"
@@ -119,13 +126,13 @@ class BaseRelease:
         """Build the tree's operator image, load it into the local node, and return its name.
 
         Its name differs from `present`, the operator image of the present sources, also if its content does
-        not. If the pins are equal, the build installs nothing and needs no network.
+        not. If that has every package that the tree pins, the build installs nothing and needs no network.
         """
         buildah, node = Buildah(), Node()
         base, dockerfile = present, self.folder / "Dockerfile"
         dockerfile.write_text(DOCKERFILE)
-        if not self._has_present_pins(OPERATOR_PINS):
-            base, dockerfile = base_image(buildah), self.folder / "operator" / "Dockerfile"
+        if not self.has_present_pins(OPERATOR_PINS):
+            base, dockerfile = ensure(buildah, base_image(buildah)), self.folder / "operator" / "Dockerfile"
         sources = OPERATOR_FILES if self.commit == PRESENT else (OPERATOR_PINS,)
         key = content_key(sources, base_image(buildah), self.commit, dockerfile.read_text())
         image = f"localhost/finetune-operator:base-{key}"
@@ -136,8 +143,9 @@ class BaseRelease:
                 node.add(image, exported)
         return image
 
-    def _has_present_pins(self, file: str) -> bool:
-        return (self.folder / file).read_bytes() == (ROOT / file).read_bytes()
+    def has_present_pins(self, file: str) -> bool:
+        """Whether the present sources pin every package that `file` of the tree pins, in the same version."""
+        return pins((self.folder / file).read_text()) <= pins((ROOT / file).read_text())
 
 
 def _git(*arguments: str) -> bytes:
