@@ -86,7 +86,7 @@ class BaseRelease:
 
     @cached_property
     def python(self) -> Path:
-        """Interpreter with the packages that the tree pins: that of the tests, unless it lacks one of them."""
+        """Interpreter with the packages that the tree pins: the tests' own, unless it lacks one."""
         if all(map(self.has_present_pins, PROCESS_PINS)):
             return Path(sys.executable)
         home = cache_directory() / "base-release" / self.commit

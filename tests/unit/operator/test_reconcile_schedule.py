@@ -284,6 +284,14 @@ def test_after_an_edit_of_the_times_those_before_do_not_count() -> None:
     assert len(at(cluster, NOW + 40 * DAY + timedelta(minutes=15))) == 1
 
 
+def test_times_that_an_edit_adds_count_from_the_edit_on() -> None:
+    cluster = scheduled(triggers={})
+    assert at(cluster, NOW + 40 * DAY + timedelta(minutes=10)) == set()
+    cluster.change(KIND, NAME, triggers={"cron": NIGHTLY})
+    assert at(cluster, NOW + 40 * DAY + timedelta(minutes=11)) == set()
+    assert len(at(cluster, NOW + 41 * DAY)) == 1
+
+
 @pytest.mark.parametrize(
     ("cron", "what"),
     [

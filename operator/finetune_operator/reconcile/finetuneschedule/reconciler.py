@@ -21,7 +21,7 @@ from finetune_operator.api.finetune_schedule import (
     ScheduleDisplay,
 )
 from finetune_operator.api.meta import find_unimplemented
-from finetune_operator.plan import Apply, Plan
+from finetune_operator.plan import NEVER_OBSERVED, Apply, Plan
 from finetune_operator.reconcile.finetuneschedule.triggers import (
     DueTrigger,
     check_cron,
@@ -109,14 +109,14 @@ def _halt(current: SchedulePass) -> PassOutcome:
 
 
 def _note_edit(current: SchedulePass) -> None:
-    """Forget failures before an edit, and count times of a new schedule from now on."""
+    """Forget failures before an edit, and count times from the creation, or from their edit, on."""
     schedule, status = current.schedule, current.status
     cron = schedule.spec.triggers.cron
     if status.observed_generation != schedule.metadata.generation:
         current.set(failures=0)
     times = None if cron is None else f"{cron.schedule} {cron.time_zone}"
     if times != status.cron:
-        is_first = status.cron is None and not status.last_triggers
+        is_first = status.observed_generation == NEVER_OBSERVED
         since = schedule.metadata.creation_timestamp if is_first else None
         current.set(cron=times, cron_since=None if times is None else since or current.now)
     has_times = cron is not None and not schedule.spec.suspend and check_cron(cron) is None
