@@ -5,7 +5,6 @@ While the file names no commit, the present tree has both roles.
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import yaml
 
 from tools.bootstrap.uv import Uv, cache_directory
 from tools.images.base import base_image, ensure
+from tools.images.bill import pinned_hashes
 from tools.images.buildah import Buildah
 from tools.images.node_images import Node
 from tools.images.tags import OPERATOR_FILES, content_key
@@ -29,7 +29,6 @@ PARTS: Final = ("operator", "trainer_image", "constraints", "charts", "crds")
 OPERATOR_PINS: Final = "constraints/operator.txt"
 PROCESS_PINS: Final = (OPERATOR_PINS, "constraints/trainer.txt")
 """Packages of the processes that tests start from the tree."""
-PIN: Final = re.compile(r"\S+==")
 DOCKERFILE: Final = """\
 ARG BASE_IMAGE
 FROM ${BASE_IMAGE}
@@ -48,11 +47,6 @@ def named_commit(text: str) -> str:
     """The commit, or `PRESENT`: the only line that is not a comment."""
     (line,) = (each for each in map(str.strip, text.splitlines()) if each and not each.startswith("#"))
     return line
-
-
-def pins(constraints: str) -> set[str]:
-    """Each `name==version`, with its marker, of a file of constraints."""
-    return {line.rstrip("\\ ") for line in constraints.splitlines() if PIN.match(line)}
 
 
 class BaseRelease:
@@ -129,23 +123,26 @@ class BaseRelease:
         not. If that has every package that the tree pins, the build installs nothing and needs no network.
         """
         buildah, node = Buildah(), Node()
-        base, dockerfile = present, self.folder / "Dockerfile"
-        dockerfile.write_text(DOCKERFILE)
-        if not self.has_present_pins(OPERATOR_PINS):
-            base, dockerfile = ensure(buildah, base_image(buildah)), self.folder / "operator" / "Dockerfile"
+        parent = base_image(buildah)
+        is_complete = self.has_present_pins(OPERATOR_PINS)
+        dockerfile = self.folder / "operator" / "Dockerfile"
+        if is_complete:
+            dockerfile = self.folder / "Dockerfile"
+            dockerfile.write_text(DOCKERFILE)
         sources = OPERATOR_FILES if self.commit == PRESENT else (OPERATOR_PINS,)
-        key = content_key(sources, base_image(buildah), self.commit, dockerfile.read_text())
+        key = content_key(sources, parent, self.commit, dockerfile.read_text())
         image = f"localhost/finetune-operator:base-{key}"
         if not node.has(image):
             if not buildah.has(image):
+                base = present if is_complete else ensure(buildah, parent)
                 buildah.build(dockerfile, image, base=base, context=self.folder)
             with buildah.exported(image) as exported:
                 node.add(image, exported)
         return image
 
     def has_present_pins(self, file: str) -> bool:
-        """Whether the present sources pin every package that `file` of the tree pins, in the same version."""
-        return pins((self.folder / file).read_text()) <= pins((ROOT / file).read_text())
+        """Whether the present sources have each pin of `file` of the tree, with the same hashes."""
+        return pinned_hashes(self.folder / file).items() <= pinned_hashes(ROOT / file).items()
 
 
 def _git(*arguments: str) -> bytes:
